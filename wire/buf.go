@@ -1,0 +1,69 @@
+package wire
+
+// Slice is a part of a Buf: B lies in Buf's memory.
+type Slice struct {
+	Buf *Buf
+	B   []byte
+}
+
+// Data is the data section of a frame: parts of Bufs, in order. It owns one reference on each part's Buf.
+// The sum of the lengths is the length of the section.
+type Data []Slice
+
+// Len gives the bytes of all parts.
+func (d Data) Len() int {
+	n := 0
+	for _, s := range d {
+		n += len(s.B)
+	}
+	return n
+}
+
+// Retain takes one more reference on every part and gives d back.
+func (d Data) Retain() Data {
+	for _, s := range d {
+		s.Buf.Retain()
+	}
+	return d
+}
+
+// Release gives back one reference of every part.
+func (d Data) Release() {
+	for _, s := range d {
+		s.Buf.Release()
+	}
+}
+
+// Sub gives the parts that hold the n bytes at off, with a reference of their own on each Buf.
+// Preconditions: 0 <= off, 0 <= n, off+n <= d.Len().
+func (d Data) Sub(off, n int) Data {
+	var out Data
+	for _, s := range d {
+		if n == 0 {
+			break
+		}
+		if off >= len(s.B) {
+			off -= len(s.B)
+			continue
+		}
+		take := min(n, len(s.B)-off)
+		s.Buf.Retain()
+		out = append(out, Slice{Buf: s.Buf, B: s.B[off : off+take]})
+		off, n = 0, n-take
+	}
+	if n != 0 {
+		panic("wire: Data.Sub past the end")
+	}
+	return out
+}
+
+// Blocks calls f for every block of d, in order, with its index. Every part must be a whole number of blocks.
+func (d Data) Blocks(f func(i int, block []byte)) {
+	i := 0
+	for _, s := range d {
+		for b := s.B; len(b) > 0; b = b[BlockSize:] {
+			f(i, b[:BlockSize])
+			i++
+		}
+	}
+}

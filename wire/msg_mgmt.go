@@ -1,0 +1,125 @@
+package wire
+
+// Requests that mgmt answers to the processes of its server.
+
+// RegisterReq announces a process that has just started and listens. Drives tells the devices it has open.
+//
+// wire:message
+type RegisterReq struct {
+	Proc    ProcID
+	Role    Role
+	PID     uint32
+	Name    string
+	Version string
+	Addrs   []string
+	Drives  []DriveInfo
+	Cores   []uint32
+}
+
+// RegisterResp gives the run its incarnation, a frontend its session, and the map.
+//
+// wire:message
+type RegisterResp struct {
+	Incarnation Incarnation
+	Session     SessionID
+	Map         ClusterMap
+}
+
+// BucketState is how far an owner is with a bucket.
+type BucketState uint8
+
+// The states of a bucket.
+const (
+	BucketClosed  BucketState = 0
+	BucketOpening BucketState = 1 // fencing, listing, replaying
+	BucketReclaim BucketState = 2 // waits for sessions to reclaim
+	BucketServing BucketState = 3
+	BucketFailed  BucketState = 4 // cannot be opened: see the error
+)
+
+// String gives the state as people read it.
+func (s BucketState) String() string {
+	return [...]string{"closed", "opening", "reclaim", "serving", "failed"}[min(int(s), 4)]
+}
+
+// BucketReport tells mgmt how an owned bucket is.
+//
+// wire:message
+type BucketReport struct {
+	Bucket BucketID
+	Epoch  Epoch
+	State  BucketState
+	Error  string
+}
+
+// HeartbeatReq renews the lease of a process, and of the session of a frontend. The lease holds from when the request was sent.
+//
+// wire:message
+type HeartbeatReq struct {
+	Proc        ProcID
+	Incarnation Incarnation
+	Session     SessionID
+	Generation  Generation
+	RSSBytes    uint64
+	Ready       bool // frontend: it is mounted; drive and compute: it serves
+	Note        string
+	Buckets     []BucketReport
+	Drives      []DriveStatResp
+}
+
+// HeartbeatResp renews for LeaseMs from the time the request was sent. A process of another incarnation than the
+// current one, or a session that was ended, gets an error instead and must stop serving.
+//
+// wire:message
+type HeartbeatResp struct {
+	Generation Generation
+	LeaseMs    uint32
+}
+
+// WatchMapReq waits until the map is newer than After, or the deadline.
+//
+// wire:message
+type WatchMapReq struct {
+	After Generation
+}
+
+// WatchMapResp holds the map; its Generation is not above After when the deadline came first.
+//
+// wire:message
+type WatchMapResp struct {
+	Map ClusterMap
+}
+
+// Severities of events.
+const (
+	SeverityInfo    = 1
+	SeverityWarning = 2
+	SeverityError   = 3
+)
+
+// EventReq reports something that people should know of.
+//
+// wire:message
+type EventReq struct {
+	Proc     ProcID
+	Severity uint8
+	Type     string // such as "strip.corrupt"
+	Text     string
+	Time     int64 // nanoseconds since 1970
+}
+
+// EvictReq asks to end a session that does not answer recalls.
+//
+// wire:message
+type EvictReq struct {
+	Session SessionID
+	Reason  string
+}
+
+// GoodbyeReq says that the process stops in an orderly way and holds nothing any more.
+//
+// wire:message
+type GoodbyeReq struct {
+	Proc        ProcID
+	Incarnation Incarnation
+}

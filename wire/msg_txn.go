@@ -1,0 +1,89 @@
+package wire
+
+// Requests between computes: the generic two-phase commit (see compute/doc.go).
+
+// TxnID names a transaction: the coordinator's bucket and a sequence in it.
+//
+// wire:message
+type TxnID struct {
+	Coordinator BucketID
+	Epoch       Epoch // of the coordinator when it began
+	Seq         uint64
+}
+
+// TxnOp is one step that a participant checks and locks at prepare and applies at commit. What the fields mean depends
+// on Kind: see compute.
+//
+// wire:message
+type TxnOp struct {
+	Kind  uint8
+	Ino   Ino // the inode that the step is about (it lies in the participant's bucket)
+	Other Ino
+	Mode  uint32
+	UID   uint32
+	GID   uint32
+	Rdev  uint32
+	Flags uint32
+	FS    FSID
+	Time  int64
+	Name  string
+	Extra []byte
+}
+
+// TxnPrepareReq asks a bucket to check the steps, lock their keys and record that, durably. Idempotent by ID.
+//
+// wire:message
+type TxnPrepareReq struct {
+	ID      TxnID
+	Session SessionID // on whose behalf, 0 for none
+	Bucket  BucketID
+	Ops     []TxnOp
+}
+
+// TxnPrepareResp tells what the steps found, one each, for the coordinator's answer.
+//
+// wire:message
+type TxnPrepareResp struct {
+	Attrs []Attr
+}
+
+// TxnDecideReq tells a participant the outcome. Idempotent: an unknown ID is done already.
+//
+// wire:message
+type TxnDecideReq struct {
+	ID     TxnID
+	Bucket BucketID
+	Commit bool
+}
+
+// TxnQueryReq, from a participant in doubt to the coordinator, asks for the outcome.
+//
+// wire:message
+type TxnQueryReq struct {
+	ID TxnID
+}
+
+// Outcomes of TxnQueryResp.
+const (
+	TxnUnknown   = 0 // no record: it was aborted (presumed abort)
+	TxnPending   = 1 // not decided yet, ask again
+	TxnCommitted = 2
+)
+
+// TxnQueryResp holds the outcome.
+//
+// wire:message
+type TxnQueryResp struct {
+	Outcome uint8
+}
+
+// DropRegionsReq asks a bucket to drop all extents of an inode at and after FromOff in the regions named. Idempotent:
+// sent again until answered, by the durable clean-up record of the inode's bucket.
+//
+// wire:message
+type DropRegionsReq struct {
+	Bucket  BucketID
+	Ino     Ino
+	FromOff uint64 // bytes
+	Regions []uint64
+}
