@@ -1,0 +1,3 @@
+// Package lint holds the rules of the source tree as a Go test, so that `go test ./...` enforces them and no other tool
+// is needed. It has no code outside of its test.
+package lint
