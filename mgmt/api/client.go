@@ -137,10 +137,11 @@ func (c *Client) Events(ctx context.Context, f EventFilter) ([]Event, error) {
 	return out, c.do(ctx, "GET", "/events?"+q.Encode(), nil, &out)
 }
 
-// Stop asks for the orderly stop of the whole cluster and returns at once; see StopAndWait.
-func (c *Client) Stop(ctx context.Context) (*StopResponse, error) {
+// Stop asks for the orderly stop of the whole cluster and returns when it has begun; see StopAndWait. A mount point that
+// somebody uses makes it refuse, with status 409, unless force is set.
+func (c *Client) Stop(ctx context.Context, force bool) (*StopResponse, error) {
 	var out StopResponse
-	return &out, c.do(ctx, "POST", "/stop", struct{}{}, &out)
+	return &out, c.do(ctx, "POST", "/stop", StopRequest{Force: force}, &out)
 }
 
 // WaitReady waits until everything that is wanted has come up: drives, computes, all buckets served, mounts. It returns

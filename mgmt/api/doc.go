@@ -16,7 +16,7 @@
 //	POST   /mounts                 MountRequest -> Mount   when it is mounted
 //	DELETE /mounts                 MountRequest -> {}      when it is unmounted
 //	GET    /events?limit=&after=&severity=&type=  -> []Event
-//	POST   /stop                   -> StopResponse  the whole cluster, in order
+//	POST   /stop                   StopRequest -> StopResponse  the whole cluster, in order; 409 when a mount is in use
 //
 // Every failure is an Error {error, hint} with a 4xx or 5xx status.
 package api

@@ -97,12 +97,13 @@ func lastWords(dir string, start int64, ended error) string {
 }
 
 // StopAndWait stops the whole cluster of dir in order (frontends unmount, then computes, drives, mgmt) and returns when
-// mgmt has ended. A cluster that does not run gives ErrNotRunning.
-func StopAndWait(ctx context.Context, dir string) error {
+// mgmt has ended. A cluster that does not run gives ErrNotRunning; a mount point in use an *Error with status 409, unless
+// force is set: then it is detached under its users, who get errors from then on.
+func StopAndWait(ctx context.Context, dir string, force bool) error {
 	c := Open(dir)
 	defer c.Close()
 	for {
-		_, err := c.Stop(ctx)
+		_, err := c.Stop(ctx, force)
 		if err == nil {
 			break
 		}

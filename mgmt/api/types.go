@@ -208,6 +208,11 @@ type MountRequest struct {
 	Path string `json:"path"`
 }
 
+// StopRequest is the body of POST /stop.
+type StopRequest struct {
+	Force bool `json:"force"` // detach mount points that are in use
+}
+
 // StopResponse is the answer of POST /stop: the stop goes on after it, and ends with the end of mgmt.
 type StopResponse struct {
 	PID       int `json:"pid"`
