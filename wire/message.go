@@ -22,8 +22,8 @@ const (
 	MGetAttr     Method = 0x0202 // GetAttrReq -> AttrResp
 	MSetAttr     Method = 0x0203 // SetAttrReq -> AttrResp
 	MCreate      Method = 0x0204 // CreateReq -> EntryResp (file, fifo, device, socket, symlink, directory)
-	MUnlink      Method = 0x0205 // UnlinkReq -> Empty (unlink and rmdir)
-	MRename      Method = 0x0206 // RenameReq -> Empty
+	MUnlink      Method = 0x0205 // UnlinkReq -> UnlinkResp (unlink and rmdir)
+	MRename      Method = 0x0206 // RenameReq -> RenameResp
 	MLink        Method = 0x0207 // LinkReq -> EntryResp
 	MReadDir     Method = 0x0208 // ReadDirReq -> ReadDirResp
 	MReadLink    Method = 0x0209 // ReadLinkReq -> ReadLinkResp

@@ -61,6 +61,7 @@ type LookupReq struct {
 	Session SessionID
 	Parent  Ino
 	Name    string
+	Want    LeaseMode // on the inode found, if it lies in the directory's bucket; given only when nobody must be recalled
 }
 
 // EntryResp describes an entry. When the inode lies in another bucket HasAttr may be false: ask there with GetAttrReq.
@@ -155,6 +156,14 @@ type UnlinkReq struct {
 	Name   string
 }
 
+// UnlinkResp names the inode that lost a name, so that the asker can forget its attributes. Ino 0 (an older peer, or a
+// replayed answer that does not know) makes it forget all.
+//
+// wire:message
+type UnlinkResp struct {
+	Ino Ino
+}
+
 // Flags of RenameReq, as renameat2 has them.
 const (
 	RenameNoReplace = 1
@@ -171,6 +180,15 @@ type RenameReq struct {
 	Flags     uint32
 	OldName   string
 	NewName   string
+}
+
+// RenameResp names the inode that was moved and the one that was replaced or exchanged (0: none). Moved 0 means that it
+// is not told, as in UnlinkResp.
+//
+// wire:message
+type RenameResp struct {
+	Moved Ino
+	Other Ino
 }
 
 // LinkReq makes a further name for an inode. It goes to the owner of the new parent's bucket.

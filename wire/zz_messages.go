@@ -1279,6 +1279,7 @@ func (m *LookupReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Parent))
 	b = appendStr(b, m.Name)
+	b = append(b, uint8(m.Want))
 	return b
 }
 
@@ -1293,6 +1294,7 @@ func (m *LookupReq) decode(d *decoder) {
 	m.Session = SessionID(d.u64())
 	m.Parent = Ino(d.u64())
 	m.Name = string(d.str())
+	m.Want = LeaseMode(d.u8())
 }
 
 // Append encodes m at the end of b.
@@ -2060,6 +2062,25 @@ func (m *RenameReq) decode(d *decoder) {
 }
 
 // Append encodes m at the end of b.
+func (m *RenameResp) Append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Moved))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Other))
+	return b
+}
+
+// Decode reads m from b; see Message.
+func (m *RenameResp) Decode(b []byte) error {
+	d := decoder{b: b}
+	m.decode(&d)
+	return d.err("RenameResp")
+}
+
+func (m *RenameResp) decode(d *decoder) {
+	m.Moved = Ino(d.u64())
+	m.Other = Ino(d.u64())
+}
+
+// Append encodes m at the end of b.
 func (m *SealReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Drive))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Epoch))
@@ -2439,6 +2460,23 @@ func (m *UnlinkReq) decode(d *decoder) {
 	m.Parent = Ino(d.u64())
 	m.Dir = bool(d.u8() != 0)
 	m.Name = string(d.str())
+}
+
+// Append encodes m at the end of b.
+func (m *UnlinkResp) Append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
+	return b
+}
+
+// Decode reads m from b; see Message.
+func (m *UnlinkResp) Decode(b []byte) error {
+	d := decoder{b: b}
+	m.decode(&d)
+	return d.err("UnlinkResp")
+}
+
+func (m *UnlinkResp) decode(d *decoder) {
+	m.Ino = Ino(d.u64())
 }
 
 // Append encodes m at the end of b.
