@@ -19,6 +19,8 @@ const (
 	// MaxCombinations bounds the sets of helpers that are tried for a block that does not come out right. 8+3 with one
 	// strip gone has 45 sets; a stripe for which this is not enough has more liars than its parity can name.
 	MaxCombinations = 1024
+	// maxSegmentBlocks bounds the place of a block in a segment: 1 TiB, far beyond any, so that sums do not overflow.
+	maxSegmentBlocks = 1 << 28
 	// ReportInterval is how long a strip that was reported bad is not reported again.
 	ReportInterval = time.Minute
 	// MaxReported bounds the memory of what was reported. When it is full it is forgotten whole: some are told twice.

@@ -78,7 +78,40 @@ func (r *Reader) Codecs() *Codecs { return r.codecs }
 //	KindInvalid      a want makes no sense
 //	KindTimeout, KindInterrupted  ctx ended
 func (r *Reader) Read(ctx context.Context, wants []Want) ([]wire.Data, error) {
-	panic("todo")
+	if len(wants) == 0 {
+		return nil, nil
+	}
+	groups, err := plan(wants)
+	if err != nil {
+		return nil, err
+	}
+	opCtx, cancel := context.WithCancel(ctx)
+	o := &op{r: r, ctx: opCtx, answers: make(chan []answer)}
+	err = o.run(groups)
+	cancel() // drops what is still under way
+	out := make([]wire.Data, len(wants))
+	for _, gr := range groups {
+		for _, p := range gr.pieces {
+			if err != nil {
+				p.data.Release()
+			} else {
+				out[p.want] = append(out[p.want], p.data...)
+			}
+		}
+		for _, f := range append(gr.fetches, gr.old...) {
+			f.data.Release()
+		}
+	}
+	for _, b := range o.bad {
+		// Strips that are gone are only wrong if the stripe is not: else it was deleted, and we hold an old address.
+		if err == nil || b.Kind == wire.KindCorrupt || b.Kind == wire.KindIO {
+			r.report(b)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 type reportKey struct {
