@@ -49,10 +49,11 @@ const (
 
 // Methods between computes.
 const (
-	MTxnPrepare  Method = 0x0301 // TxnPrepareReq -> TxnPrepareResp
-	MTxnDecide   Method = 0x0302 // TxnDecideReq -> Empty
-	MTxnQuery    Method = 0x0303 // TxnQueryReq -> TxnQueryResp
-	MDropRegions Method = 0x0304 // DropRegionsReq -> Empty
+	MTxnPrepare   Method = 0x0301 // TxnPrepareReq -> TxnPrepareResp
+	MTxnDecide    Method = 0x0302 // TxnDecideReq -> Empty
+	MTxnQuery     Method = 0x0303 // TxnQueryReq -> TxnQueryResp
+	MDropRegions  Method = 0x0304 // DropRegionsReq -> DropRegionsResp
+	MRegionBlocks Method = 0x0305 // RegionBlocksReq -> Empty
 )
 
 // Methods that frontends answer (to computes, on the connection that the frontend made).

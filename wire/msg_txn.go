@@ -60,7 +60,8 @@ type TxnDecideReq struct {
 //
 // wire:message
 type TxnQueryReq struct {
-	ID TxnID
+	ID     TxnID
+	Bucket BucketID // that asks; one that has acknowledged the outcome is told TxnUnknown
 }
 
 // Outcomes of TxnQueryResp.
@@ -86,4 +87,36 @@ type DropRegionsReq struct {
 	Ino     Ino
 	FromOff uint64 // bytes
 	Regions []uint64
+	// Seq rises with every truncation of the inode: a request that is not above the last one done is late, and ignored.
+	// (Within one truncation Last tells which request is the last for the bucket.)
+	Seq  uint64
+	Last bool
+	Gone bool // the inode is deleted: the bucket forgets it altogether
+}
+
+// DropRegionsResp tells what the bucket still maps of the inode, as RegionBlocks does.
+//
+// wire:message
+type DropRegionsResp struct {
+	Blocks RegionBlocks
+}
+
+// RegionBlocks tells how many blocks of an inode another bucket maps, in all its regions there. Version rises with
+// every change there.
+//
+// wire:message
+type RegionBlocks struct {
+	Ino     Ino
+	Blocks  uint64
+	Version uint64
+}
+
+// RegionBlocksReq reports to the bucket of the inodes what bucket From maps of them, so that st_blocks is right. Sent
+// again until answered; idempotent by Version.
+//
+// wire:message
+type RegionBlocksReq struct {
+	Bucket BucketID
+	From   BucketID
+	Blocks []RegionBlocks
 }

@@ -538,6 +538,9 @@ func (m *DropRegionsReq) Append(b []byte) []byte {
 	for i35 := range m.Regions {
 		b = binary.LittleEndian.AppendUint64(b, uint64(m.Regions[i35]))
 	}
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Seq))
+	b = appendBool(b, bool(m.Last))
+	b = appendBool(b, bool(m.Gone))
 	return b
 }
 
@@ -559,6 +562,31 @@ func (m *DropRegionsReq) decode(d *decoder) {
 			m.Regions[i] = uint64(d.u64())
 		}
 	}
+	m.Seq = uint64(d.u64())
+	m.Last = bool(d.u8() != 0)
+	m.Gone = bool(d.u8() != 0)
+}
+
+// Append encodes m at the end of b.
+func (m *DropRegionsResp) Append(b []byte) []byte {
+	var at37 int
+	b, at37 = beginStruct(b)
+	b = m.Blocks.Append(b)
+	b = endStruct(b, at37)
+	return b
+}
+
+// Decode reads m from b; see Message.
+func (m *DropRegionsResp) Decode(b []byte) error {
+	d := decoder{b: b}
+	m.decode(&d)
+	return d.err("DropRegionsResp")
+}
+
+func (m *DropRegionsResp) decode(d *decoder) {
+	sub38 := d.sub()
+	m.Blocks.decode(&sub38)
+	d.bad = d.bad || sub38.bad
 }
 
 // Append encodes m at the end of b.
@@ -581,18 +609,18 @@ func (m *EntryResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Type))
 	b = appendBool(b, bool(m.HasAttr))
-	var at37 int
-	b, at37 = beginStruct(b)
-	b = m.Attr.Append(b)
-	b = endStruct(b, at37)
-	var at38 int
-	b, at38 = beginStruct(b)
-	b = m.Lease.Append(b)
-	b = endStruct(b, at38)
 	var at39 int
 	b, at39 = beginStruct(b)
-	b = m.Parent.Append(b)
+	b = m.Attr.Append(b)
 	b = endStruct(b, at39)
+	var at40 int
+	b, at40 = beginStruct(b)
+	b = m.Lease.Append(b)
+	b = endStruct(b, at40)
+	var at41 int
+	b, at41 = beginStruct(b)
+	b = m.Parent.Append(b)
+	b = endStruct(b, at41)
 	return b
 }
 
@@ -607,15 +635,15 @@ func (m *EntryResp) decode(d *decoder) {
 	m.Ino = Ino(d.u64())
 	m.Type = uint32(d.u32())
 	m.HasAttr = bool(d.u8() != 0)
-	sub40 := d.sub()
-	m.Attr.decode(&sub40)
-	d.bad = d.bad || sub40.bad
-	sub41 := d.sub()
-	m.Lease.decode(&sub41)
-	d.bad = d.bad || sub41.bad
 	sub42 := d.sub()
-	m.Parent.decode(&sub42)
+	m.Attr.decode(&sub42)
 	d.bad = d.bad || sub42.bad
+	sub43 := d.sub()
+	m.Lease.decode(&sub43)
+	d.bad = d.bad || sub43.bad
+	sub44 := d.sub()
+	m.Parent.decode(&sub44)
+	d.bad = d.bad || sub44.bad
 }
 
 // Append encodes m at the end of b.
@@ -690,8 +718,8 @@ func (m *Extent) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Loc))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Block))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Sums)))
-	for i43 := range m.Sums {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i43]))
+	for i45 := range m.Sums {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i45]))
 	}
 	return b
 }
@@ -709,8 +737,8 @@ func (m *Extent) decode(d *decoder) {
 	m.Loc = uint32(d.u32())
 	m.Block = uint32(d.u32())
 	m.Sums = nil
-	if n44 := d.count(8); n44 > 0 {
-		m.Sums = make([]uint64, n44)
+	if n46 := d.count(8); n46 > 0 {
+		m.Sums = make([]uint64, n46)
 		for i := range m.Sums {
 			m.Sums[i] = uint64(d.u64())
 		}
@@ -745,18 +773,18 @@ func (m *ExtentsResp) Append(b []byte) []byte {
 	b = appendBool(b, bool(m.HasInline))
 	b = appendStr(b, m.Inline)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Locations)))
-	for i45 := range m.Locations {
-		var at46 int
-		b, at46 = beginStruct(b)
-		b = m.Locations[i45].Append(b)
-		b = endStruct(b, at46)
-	}
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Extents)))
-	for i47 := range m.Extents {
+	for i47 := range m.Locations {
 		var at48 int
 		b, at48 = beginStruct(b)
-		b = m.Extents[i47].Append(b)
+		b = m.Locations[i47].Append(b)
 		b = endStruct(b, at48)
+	}
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Extents)))
+	for i49 := range m.Extents {
+		var at50 int
+		b, at50 = beginStruct(b)
+		b = m.Extents[i49].Append(b)
+		b = endStruct(b, at50)
 	}
 	return b
 }
@@ -772,21 +800,21 @@ func (m *ExtentsResp) decode(d *decoder) {
 	m.HasInline = bool(d.u8() != 0)
 	m.Inline = d.bytes()
 	m.Locations = nil
-	if n49 := d.count(4); n49 > 0 {
-		m.Locations = make([]Location, n49)
+	if n51 := d.count(4); n51 > 0 {
+		m.Locations = make([]Location, n51)
 		for i := range m.Locations {
-			sub50 := d.sub()
-			m.Locations[i].decode(&sub50)
-			d.bad = d.bad || sub50.bad
+			sub52 := d.sub()
+			m.Locations[i].decode(&sub52)
+			d.bad = d.bad || sub52.bad
 		}
 	}
 	m.Extents = nil
-	if n51 := d.count(4); n51 > 0 {
-		m.Extents = make([]Extent, n51)
+	if n53 := d.count(4); n53 > 0 {
+		m.Extents = make([]Extent, n53)
 		for i := range m.Extents {
-			sub52 := d.sub()
-			m.Extents[i].decode(&sub52)
-			d.bad = d.bad || sub52.bad
+			sub54 := d.sub()
+			m.Extents[i].decode(&sub54)
+			d.bad = d.bad || sub54.bad
 		}
 	}
 }
@@ -840,11 +868,11 @@ func (m *FileWrite) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Region))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Runs)))
-	for i53 := range m.Runs {
-		var at54 int
-		b, at54 = beginStruct(b)
-		b = m.Runs[i53].Append(b)
-		b = endStruct(b, at54)
+	for i55 := range m.Runs {
+		var at56 int
+		b, at56 = beginStruct(b)
+		b = m.Runs[i55].Append(b)
+		b = endStruct(b, at56)
 	}
 	b = appendBool(b, bool(m.Publish))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Size))
@@ -863,12 +891,12 @@ func (m *FileWrite) decode(d *decoder) {
 	m.Ino = Ino(d.u64())
 	m.Region = uint64(d.u64())
 	m.Runs = nil
-	if n55 := d.count(4); n55 > 0 {
-		m.Runs = make([]WriteRun, n55)
+	if n57 := d.count(4); n57 > 0 {
+		m.Runs = make([]WriteRun, n57)
 		for i := range m.Runs {
-			sub56 := d.sub()
-			m.Runs[i].decode(&sub56)
-			d.bad = d.bad || sub56.bad
+			sub58 := d.sub()
+			m.Runs[i].decode(&sub58)
+			d.bad = d.bad || sub58.bad
 		}
 	}
 	m.Publish = bool(d.u8() != 0)
@@ -926,18 +954,18 @@ func (m *HeartbeatReq) Append(b []byte) []byte {
 	b = appendBool(b, bool(m.Ready))
 	b = appendStr(b, m.Note)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Buckets)))
-	for i57 := range m.Buckets {
-		var at58 int
-		b, at58 = beginStruct(b)
-		b = m.Buckets[i57].Append(b)
-		b = endStruct(b, at58)
-	}
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i59 := range m.Drives {
+	for i59 := range m.Buckets {
 		var at60 int
 		b, at60 = beginStruct(b)
-		b = m.Drives[i59].Append(b)
+		b = m.Buckets[i59].Append(b)
 		b = endStruct(b, at60)
+	}
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
+	for i61 := range m.Drives {
+		var at62 int
+		b, at62 = beginStruct(b)
+		b = m.Drives[i61].Append(b)
+		b = endStruct(b, at62)
 	}
 	return b
 }
@@ -958,21 +986,21 @@ func (m *HeartbeatReq) decode(d *decoder) {
 	m.Ready = bool(d.u8() != 0)
 	m.Note = string(d.str())
 	m.Buckets = nil
-	if n61 := d.count(4); n61 > 0 {
-		m.Buckets = make([]BucketReport, n61)
+	if n63 := d.count(4); n63 > 0 {
+		m.Buckets = make([]BucketReport, n63)
 		for i := range m.Buckets {
-			sub62 := d.sub()
-			m.Buckets[i].decode(&sub62)
-			d.bad = d.bad || sub62.bad
+			sub64 := d.sub()
+			m.Buckets[i].decode(&sub64)
+			d.bad = d.bad || sub64.bad
 		}
 	}
 	m.Drives = nil
-	if n63 := d.count(4); n63 > 0 {
-		m.Drives = make([]DriveStatResp, n63)
+	if n65 := d.count(4); n65 > 0 {
+		m.Drives = make([]DriveStatResp, n65)
 		for i := range m.Drives {
-			sub64 := d.sub()
-			m.Drives[i].decode(&sub64)
-			d.bad = d.bad || sub64.bad
+			sub66 := d.sub()
+			m.Drives[i].decode(&sub66)
+			d.bad = d.bad || sub66.bad
 		}
 	}
 }
@@ -1039,8 +1067,8 @@ func (m *LeaseDropReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Inos)))
-	for i65 := range m.Inos {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Inos[i65]))
+	for i67 := range m.Inos {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Inos[i67]))
 	}
 	return b
 }
@@ -1056,8 +1084,8 @@ func (m *LeaseDropReq) decode(d *decoder) {
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
 	m.Inos = nil
-	if n66 := d.count(8); n66 > 0 {
-		m.Inos = make([]Ino, n66)
+	if n68 := d.count(8); n68 > 0 {
+		m.Inos = make([]Ino, n68)
 		for i := range m.Inos {
 			m.Inos[i] = Ino(d.u64())
 		}
@@ -1066,10 +1094,10 @@ func (m *LeaseDropReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *LinkReq) Append(b []byte) []byte {
-	var at67 int
-	b, at67 = beginStruct(b)
+	var at69 int
+	b, at69 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at67)
+	b = endStruct(b, at69)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Parent))
 	b = appendStr(b, m.Name)
@@ -1084,9 +1112,9 @@ func (m *LinkReq) Decode(b []byte) error {
 }
 
 func (m *LinkReq) decode(d *decoder) {
-	sub68 := d.sub()
-	m.Op.decode(&sub68)
-	d.bad = d.bad || sub68.bad
+	sub70 := d.sub()
+	m.Op.decode(&sub70)
+	d.bad = d.bad || sub70.bad
 	m.Ino = Ino(d.u64())
 	m.Parent = Ino(d.u64())
 	m.Name = string(d.str())
@@ -1143,11 +1171,11 @@ func (m *ListReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *ListResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Entries)))
-	for i69 := range m.Entries {
-		var at70 int
-		b, at70 = beginStruct(b)
-		b = m.Entries[i69].Append(b)
-		b = endStruct(b, at70)
+	for i71 := range m.Entries {
+		var at72 int
+		b, at72 = beginStruct(b)
+		b = m.Entries[i71].Append(b)
+		b = endStruct(b, at72)
 	}
 	b = appendBool(b, bool(m.More))
 	return b
@@ -1162,12 +1190,12 @@ func (m *ListResp) Decode(b []byte) error {
 
 func (m *ListResp) decode(d *decoder) {
 	m.Entries = nil
-	if n71 := d.count(4); n71 > 0 {
-		m.Entries = make([]ListEntry, n71)
+	if n73 := d.count(4); n73 > 0 {
+		m.Entries = make([]ListEntry, n73)
 		for i := range m.Entries {
-			sub72 := d.sub()
-			m.Entries[i].decode(&sub72)
-			d.bad = d.bad || sub72.bad
+			sub74 := d.sub()
+			m.Entries[i].decode(&sub74)
+			d.bad = d.bad || sub74.bad
 		}
 	}
 	m.More = bool(d.u8() != 0)
@@ -1182,8 +1210,8 @@ func (m *Location) Append(b []byte) []byte {
 	b = m.ID.Append(b)
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Blocks))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i73 := range m.Drives {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Drives[i73]))
+	for i75 := range m.Drives {
+		b = binary.LittleEndian.AppendUint32(b, uint32(m.Drives[i75]))
 	}
 	return b
 }
@@ -1203,8 +1231,8 @@ func (m *Location) decode(d *decoder) {
 	m.ID.decode(d)
 	m.Blocks = uint32(d.u32())
 	m.Drives = nil
-	if n74 := d.count(4); n74 > 0 {
-		m.Drives = make([]DriveID, n74)
+	if n76 := d.count(4); n76 > 0 {
+		m.Drives = make([]DriveID, n76)
 		for i := range m.Drives {
 			m.Drives[i] = DriveID(d.u32())
 		}
@@ -1213,10 +1241,10 @@ func (m *Location) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *LockReq) Append(b []byte) []byte {
-	var at75 int
-	b, at75 = beginStruct(b)
+	var at77 int
+	b, at77 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at75)
+	b = endStruct(b, at77)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Owner))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Start))
@@ -1237,9 +1265,9 @@ func (m *LockReq) Decode(b []byte) error {
 }
 
 func (m *LockReq) decode(d *decoder) {
-	sub76 := d.sub()
-	m.Op.decode(&sub76)
-	d.bad = d.bad || sub76.bad
+	sub78 := d.sub()
+	m.Op.decode(&sub78)
+	d.bad = d.bad || sub78.bad
 	m.Ino = Ino(d.u64())
 	m.Owner = uint64(d.u64())
 	m.Start = uint64(d.u64())
@@ -1368,18 +1396,18 @@ func (m *OpenReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *OpenResp) Append(b []byte) []byte {
-	var at77 int
-	b, at77 = beginStruct(b)
-	b = m.Attr.Append(b)
-	b = endStruct(b, at77)
-	var at78 int
-	b, at78 = beginStruct(b)
-	b = m.Lease.Append(b)
-	b = endStruct(b, at78)
 	var at79 int
 	b, at79 = beginStruct(b)
-	b = m.Extents.Append(b)
+	b = m.Attr.Append(b)
 	b = endStruct(b, at79)
+	var at80 int
+	b, at80 = beginStruct(b)
+	b = m.Lease.Append(b)
+	b = endStruct(b, at80)
+	var at81 int
+	b, at81 = beginStruct(b)
+	b = m.Extents.Append(b)
+	b = endStruct(b, at81)
 	return b
 }
 
@@ -1391,23 +1419,23 @@ func (m *OpenResp) Decode(b []byte) error {
 }
 
 func (m *OpenResp) decode(d *decoder) {
-	sub80 := d.sub()
-	m.Attr.decode(&sub80)
-	d.bad = d.bad || sub80.bad
-	sub81 := d.sub()
-	m.Lease.decode(&sub81)
-	d.bad = d.bad || sub81.bad
 	sub82 := d.sub()
-	m.Extents.decode(&sub82)
+	m.Attr.decode(&sub82)
 	d.bad = d.bad || sub82.bad
+	sub83 := d.sub()
+	m.Lease.decode(&sub83)
+	d.bad = d.bad || sub83.bad
+	sub84 := d.sub()
+	m.Extents.decode(&sub84)
+	d.bad = d.bad || sub84.bad
 }
 
 // Append encodes m at the end of b.
 func (m *PGInfo) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.ID))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i83 := range m.Drives {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Drives[i83]))
+	for i85 := range m.Drives {
+		b = binary.LittleEndian.AppendUint32(b, uint32(m.Drives[i85]))
 	}
 	return b
 }
@@ -1422,8 +1450,8 @@ func (m *PGInfo) Decode(b []byte) error {
 func (m *PGInfo) decode(d *decoder) {
 	m.ID = PGID(d.u32())
 	m.Drives = nil
-	if n84 := d.count(4); n84 > 0 {
-		m.Drives = make([]DriveID, n84)
+	if n86 := d.count(4); n86 > 0 {
+		m.Drives = make([]DriveID, n86)
 		for i := range m.Drives {
 			m.Drives[i] = DriveID(d.u32())
 		}
@@ -1432,14 +1460,14 @@ func (m *PGInfo) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *PrepareReq) Append(b []byte) []byte {
-	var at85 int
-	b, at85 = beginStruct(b)
+	var at87 int
+	b, at87 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at85)
+	b = endStruct(b, at87)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Regions)))
-	for i86 := range m.Regions {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Regions[i86]))
+	for i88 := range m.Regions {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Regions[i88]))
 	}
 	return b
 }
@@ -1452,13 +1480,13 @@ func (m *PrepareReq) Decode(b []byte) error {
 }
 
 func (m *PrepareReq) decode(d *decoder) {
-	sub87 := d.sub()
-	m.Op.decode(&sub87)
-	d.bad = d.bad || sub87.bad
+	sub89 := d.sub()
+	m.Op.decode(&sub89)
+	d.bad = d.bad || sub89.bad
 	m.Ino = Ino(d.u64())
 	m.Regions = nil
-	if n88 := d.count(8); n88 > 0 {
-		m.Regions = make([]uint64, n88)
+	if n90 := d.count(8); n90 > 0 {
+		m.Regions = make([]uint64, n90)
 		for i := range m.Regions {
 			m.Regions[i] = uint64(d.u64())
 		}
@@ -1476,12 +1504,12 @@ func (m *ProcInfo) Append(b []byte) []byte {
 	b = appendStr(b, m.Name)
 	b = appendStr(b, m.Version)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Addrs)))
-	for i89 := range m.Addrs {
-		b = appendStr(b, m.Addrs[i89])
+	for i91 := range m.Addrs {
+		b = appendStr(b, m.Addrs[i91])
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Cores)))
-	for i90 := range m.Cores {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Cores[i90]))
+	for i92 := range m.Cores {
+		b = binary.LittleEndian.AppendUint32(b, uint32(m.Cores[i92]))
 	}
 	return b
 }
@@ -1503,15 +1531,15 @@ func (m *ProcInfo) decode(d *decoder) {
 	m.Name = string(d.str())
 	m.Version = string(d.str())
 	m.Addrs = nil
-	if n91 := d.count(4); n91 > 0 {
-		m.Addrs = make([]string, n91)
+	if n93 := d.count(4); n93 > 0 {
+		m.Addrs = make([]string, n93)
 		for i := range m.Addrs {
 			m.Addrs[i] = string(d.str())
 		}
 	}
 	m.Cores = nil
-	if n92 := d.count(4); n92 > 0 {
-		m.Cores = make([]uint32, n92)
+	if n94 := d.count(4); n94 > 0 {
+		m.Cores = make([]uint32, n94)
 		for i := range m.Cores {
 			m.Cores[i] = uint32(d.u32())
 		}
@@ -1520,10 +1548,10 @@ func (m *ProcInfo) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *PublishReq) Append(b []byte) []byte {
-	var at93 int
-	b, at93 = beginStruct(b)
+	var at95 int
+	b, at95 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at93)
+	b = endStruct(b, at95)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Size))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Mtime))
@@ -1538,9 +1566,9 @@ func (m *PublishReq) Decode(b []byte) error {
 }
 
 func (m *PublishReq) decode(d *decoder) {
-	sub94 := d.sub()
-	m.Op.decode(&sub94)
-	d.bad = d.bad || sub94.bad
+	sub96 := d.sub()
+	m.Op.decode(&sub96)
+	d.bad = d.bad || sub96.bad
 	m.Ino = Ino(d.u64())
 	m.Size = uint64(d.u64())
 	m.Mtime = int64(d.u64())
@@ -1548,10 +1576,10 @@ func (m *PublishReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *PunchReq) Append(b []byte) []byte {
-	var at95 int
-	b, at95 = beginStruct(b)
+	var at97 int
+	b, at97 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at95)
+	b = endStruct(b, at97)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Off))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Len))
@@ -1566,9 +1594,9 @@ func (m *PunchReq) Decode(b []byte) error {
 }
 
 func (m *PunchReq) decode(d *decoder) {
-	sub96 := d.sub()
-	m.Op.decode(&sub96)
-	d.bad = d.bad || sub96.bad
+	sub98 := d.sub()
+	m.Op.decode(&sub98)
+	d.bad = d.bad || sub98.bad
 	m.Ino = Ino(d.u64())
 	m.Off = uint64(d.u64())
 	m.Len = uint64(d.u64())
@@ -1580,8 +1608,8 @@ func (m *PutReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Epoch))
 	b = m.ID.Append(b)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Sums)))
-	for i97 := range m.Sums {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i97]))
+	for i99 := range m.Sums {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i99]))
 	}
 	return b
 }
@@ -1598,8 +1626,8 @@ func (m *PutReq) decode(d *decoder) {
 	m.Epoch = Epoch(d.u64())
 	m.ID.decode(d)
 	m.Sums = nil
-	if n98 := d.count(8); n98 > 0 {
-		m.Sums = make([]uint64, n98)
+	if n100 := d.count(8); n100 > 0 {
+		m.Sums = make([]uint64, n100)
 		for i := range m.Sums {
 			m.Sums[i] = uint64(d.u64())
 		}
@@ -1636,11 +1664,11 @@ func (m *ReadDirResp) Append(b []byte) []byte {
 	b = appendBool(b, bool(m.EOF))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Parent))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Entries)))
-	for i99 := range m.Entries {
-		var at100 int
-		b, at100 = beginStruct(b)
-		b = m.Entries[i99].Append(b)
-		b = endStruct(b, at100)
+	for i101 := range m.Entries {
+		var at102 int
+		b, at102 = beginStruct(b)
+		b = m.Entries[i101].Append(b)
+		b = endStruct(b, at102)
 	}
 	return b
 }
@@ -1656,12 +1684,12 @@ func (m *ReadDirResp) decode(d *decoder) {
 	m.EOF = bool(d.u8() != 0)
 	m.Parent = Ino(d.u64())
 	m.Entries = nil
-	if n101 := d.count(4); n101 > 0 {
-		m.Entries = make([]DirEntry, n101)
+	if n103 := d.count(4); n103 > 0 {
+		m.Entries = make([]DirEntry, n103)
 		for i := range m.Entries {
-			sub102 := d.sub()
-			m.Entries[i].decode(&sub102)
-			d.bad = d.bad || sub102.bad
+			sub104 := d.sub()
+			m.Entries[i].decode(&sub104)
+			d.bad = d.bad || sub104.bad
 		}
 	}
 }
@@ -1727,11 +1755,11 @@ func (m *ReadRange) decode(d *decoder) {
 func (m *ReadReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Drive))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Ranges)))
-	for i103 := range m.Ranges {
-		var at104 int
-		b, at104 = beginStruct(b)
-		b = m.Ranges[i103].Append(b)
-		b = endStruct(b, at104)
+	for i105 := range m.Ranges {
+		var at106 int
+		b, at106 = beginStruct(b)
+		b = m.Ranges[i105].Append(b)
+		b = endStruct(b, at106)
 	}
 	return b
 }
@@ -1746,12 +1774,12 @@ func (m *ReadReq) Decode(b []byte) error {
 func (m *ReadReq) decode(d *decoder) {
 	m.Drive = DriveID(d.u32())
 	m.Ranges = nil
-	if n105 := d.count(4); n105 > 0 {
-		m.Ranges = make([]ReadRange, n105)
+	if n107 := d.count(4); n107 > 0 {
+		m.Ranges = make([]ReadRange, n107)
 		for i := range m.Ranges {
-			sub106 := d.sub()
-			m.Ranges[i].decode(&sub106)
-			d.bad = d.bad || sub106.bad
+			sub108 := d.sub()
+			m.Ranges[i].decode(&sub108)
+			d.bad = d.bad || sub108.bad
 		}
 	}
 }
@@ -1759,8 +1787,8 @@ func (m *ReadReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *ReadResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Status)))
-	for i107 := range m.Status {
-		b = binary.LittleEndian.AppendUint16(b, uint16(m.Status[i107]))
+	for i109 := range m.Status {
+		b = binary.LittleEndian.AppendUint16(b, uint16(m.Status[i109]))
 	}
 	return b
 }
@@ -1774,8 +1802,8 @@ func (m *ReadResp) Decode(b []byte) error {
 
 func (m *ReadResp) decode(d *decoder) {
 	m.Status = nil
-	if n108 := d.count(2); n108 > 0 {
-		m.Status = make([]Kind, n108)
+	if n110 := d.count(2); n110 > 0 {
+		m.Status = make([]Kind, n110)
 		for i := range m.Status {
 			m.Status[i] = Kind(d.u16())
 		}
@@ -1825,22 +1853,22 @@ func (m *ReclaimReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Leases)))
-	for i109 := range m.Leases {
-		var at110 int
-		b, at110 = beginStruct(b)
-		b = m.Leases[i109].Append(b)
-		b = endStruct(b, at110)
+	for i111 := range m.Leases {
+		var at112 int
+		b, at112 = beginStruct(b)
+		b = m.Leases[i111].Append(b)
+		b = endStruct(b, at112)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Opens)))
-	for i111 := range m.Opens {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Opens[i111]))
+	for i113 := range m.Opens {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Opens[i113]))
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Locks)))
-	for i112 := range m.Locks {
-		var at113 int
-		b, at113 = beginStruct(b)
-		b = m.Locks[i112].Append(b)
-		b = endStruct(b, at113)
+	for i114 := range m.Locks {
+		var at115 int
+		b, at115 = beginStruct(b)
+		b = m.Locks[i114].Append(b)
+		b = endStruct(b, at115)
 	}
 	return b
 }
@@ -1856,28 +1884,28 @@ func (m *ReclaimReq) decode(d *decoder) {
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
 	m.Leases = nil
-	if n114 := d.count(4); n114 > 0 {
-		m.Leases = make([]HeldLease, n114)
+	if n116 := d.count(4); n116 > 0 {
+		m.Leases = make([]HeldLease, n116)
 		for i := range m.Leases {
-			sub115 := d.sub()
-			m.Leases[i].decode(&sub115)
-			d.bad = d.bad || sub115.bad
+			sub117 := d.sub()
+			m.Leases[i].decode(&sub117)
+			d.bad = d.bad || sub117.bad
 		}
 	}
 	m.Opens = nil
-	if n116 := d.count(8); n116 > 0 {
-		m.Opens = make([]Ino, n116)
+	if n118 := d.count(8); n118 > 0 {
+		m.Opens = make([]Ino, n118)
 		for i := range m.Opens {
 			m.Opens[i] = Ino(d.u64())
 		}
 	}
 	m.Locks = nil
-	if n117 := d.count(4); n117 > 0 {
-		m.Locks = make([]LockReq, n117)
+	if n119 := d.count(4); n119 > 0 {
+		m.Locks = make([]LockReq, n119)
 		for i := range m.Locks {
-			sub118 := d.sub()
-			m.Locks[i].decode(&sub118)
-			d.bad = d.bad || sub118.bad
+			sub120 := d.sub()
+			m.Locks[i].decode(&sub120)
+			d.bad = d.bad || sub120.bad
 		}
 	}
 }
@@ -1885,8 +1913,8 @@ func (m *ReclaimReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *ReclaimResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Lost)))
-	for i119 := range m.Lost {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Lost[i119]))
+	for i121 := range m.Lost {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Lost[i121]))
 	}
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Lease))
 	return b
@@ -1901,13 +1929,69 @@ func (m *ReclaimResp) Decode(b []byte) error {
 
 func (m *ReclaimResp) decode(d *decoder) {
 	m.Lost = nil
-	if n120 := d.count(8); n120 > 0 {
-		m.Lost = make([]Ino, n120)
+	if n122 := d.count(8); n122 > 0 {
+		m.Lost = make([]Ino, n122)
 		for i := range m.Lost {
 			m.Lost[i] = Ino(d.u64())
 		}
 	}
 	m.Lease = uint64(d.u64())
+}
+
+// Append encodes m at the end of b.
+func (m *RegionBlocks) Append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Blocks))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Version))
+	return b
+}
+
+// Decode reads m from b; see Message.
+func (m *RegionBlocks) Decode(b []byte) error {
+	d := decoder{b: b}
+	m.decode(&d)
+	return d.err("RegionBlocks")
+}
+
+func (m *RegionBlocks) decode(d *decoder) {
+	m.Ino = Ino(d.u64())
+	m.Blocks = uint64(d.u64())
+	m.Version = uint64(d.u64())
+}
+
+// Append encodes m at the end of b.
+func (m *RegionBlocksReq) Append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
+	b = binary.LittleEndian.AppendUint16(b, uint16(m.From))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Blocks)))
+	for i123 := range m.Blocks {
+		var at124 int
+		b, at124 = beginStruct(b)
+		b = m.Blocks[i123].Append(b)
+		b = endStruct(b, at124)
+	}
+	return b
+}
+
+// Decode reads m from b; see Message.
+func (m *RegionBlocksReq) Decode(b []byte) error {
+	d := decoder{b: b}
+	m.decode(&d)
+	return d.err("RegionBlocksReq")
+}
+
+func (m *RegionBlocksReq) decode(d *decoder) {
+	m.Bucket = BucketID(d.u16())
+	m.From = BucketID(d.u16())
+	m.Blocks = nil
+	if n125 := d.count(4); n125 > 0 {
+		m.Blocks = make([]RegionBlocks, n125)
+		for i := range m.Blocks {
+			sub126 := d.sub()
+			m.Blocks[i].decode(&sub126)
+			d.bad = d.bad || sub126.bad
+		}
+	}
 }
 
 // Append encodes m at the end of b.
@@ -1918,19 +2002,19 @@ func (m *RegisterReq) Append(b []byte) []byte {
 	b = appendStr(b, m.Name)
 	b = appendStr(b, m.Version)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Addrs)))
-	for i121 := range m.Addrs {
-		b = appendStr(b, m.Addrs[i121])
+	for i127 := range m.Addrs {
+		b = appendStr(b, m.Addrs[i127])
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i122 := range m.Drives {
-		var at123 int
-		b, at123 = beginStruct(b)
-		b = m.Drives[i122].Append(b)
-		b = endStruct(b, at123)
+	for i128 := range m.Drives {
+		var at129 int
+		b, at129 = beginStruct(b)
+		b = m.Drives[i128].Append(b)
+		b = endStruct(b, at129)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Cores)))
-	for i124 := range m.Cores {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Cores[i124]))
+	for i130 := range m.Cores {
+		b = binary.LittleEndian.AppendUint32(b, uint32(m.Cores[i130]))
 	}
 	return b
 }
@@ -1949,24 +2033,24 @@ func (m *RegisterReq) decode(d *decoder) {
 	m.Name = string(d.str())
 	m.Version = string(d.str())
 	m.Addrs = nil
-	if n125 := d.count(4); n125 > 0 {
-		m.Addrs = make([]string, n125)
+	if n131 := d.count(4); n131 > 0 {
+		m.Addrs = make([]string, n131)
 		for i := range m.Addrs {
 			m.Addrs[i] = string(d.str())
 		}
 	}
 	m.Drives = nil
-	if n126 := d.count(4); n126 > 0 {
-		m.Drives = make([]DriveInfo, n126)
+	if n132 := d.count(4); n132 > 0 {
+		m.Drives = make([]DriveInfo, n132)
 		for i := range m.Drives {
-			sub127 := d.sub()
-			m.Drives[i].decode(&sub127)
-			d.bad = d.bad || sub127.bad
+			sub133 := d.sub()
+			m.Drives[i].decode(&sub133)
+			d.bad = d.bad || sub133.bad
 		}
 	}
 	m.Cores = nil
-	if n128 := d.count(4); n128 > 0 {
-		m.Cores = make([]uint32, n128)
+	if n134 := d.count(4); n134 > 0 {
+		m.Cores = make([]uint32, n134)
 		for i := range m.Cores {
 			m.Cores[i] = uint32(d.u32())
 		}
@@ -1977,10 +2061,10 @@ func (m *RegisterReq) decode(d *decoder) {
 func (m *RegisterResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Incarnation))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
-	var at129 int
-	b, at129 = beginStruct(b)
+	var at135 int
+	b, at135 = beginStruct(b)
 	b = m.Map.Append(b)
-	b = endStruct(b, at129)
+	b = endStruct(b, at135)
 	return b
 }
 
@@ -1994,9 +2078,9 @@ func (m *RegisterResp) Decode(b []byte) error {
 func (m *RegisterResp) decode(d *decoder) {
 	m.Incarnation = Incarnation(d.u64())
 	m.Session = SessionID(d.u64())
-	sub130 := d.sub()
-	m.Map.decode(&sub130)
-	d.bad = d.bad || sub130.bad
+	sub136 := d.sub()
+	m.Map.decode(&sub136)
+	d.bad = d.bad || sub136.bad
 }
 
 // Append encodes m at the end of b.
@@ -2004,8 +2088,8 @@ func (m *ReleaseReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Inos)))
-	for i131 := range m.Inos {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Inos[i131]))
+	for i137 := range m.Inos {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Inos[i137]))
 	}
 	return b
 }
@@ -2021,8 +2105,8 @@ func (m *ReleaseReq) decode(d *decoder) {
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
 	m.Inos = nil
-	if n132 := d.count(8); n132 > 0 {
-		m.Inos = make([]Ino, n132)
+	if n138 := d.count(8); n138 > 0 {
+		m.Inos = make([]Ino, n138)
 		for i := range m.Inos {
 			m.Inos[i] = Ino(d.u64())
 		}
@@ -2031,10 +2115,10 @@ func (m *ReleaseReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *RenameReq) Append(b []byte) []byte {
-	var at133 int
-	b, at133 = beginStruct(b)
+	var at139 int
+	b, at139 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at133)
+	b = endStruct(b, at139)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.OldParent))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.NewParent))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Flags))
@@ -2051,9 +2135,9 @@ func (m *RenameReq) Decode(b []byte) error {
 }
 
 func (m *RenameReq) decode(d *decoder) {
-	sub134 := d.sub()
-	m.Op.decode(&sub134)
-	d.bad = d.bad || sub134.bad
+	sub140 := d.sub()
+	m.Op.decode(&sub140)
+	d.bad = d.bad || sub140.bad
 	m.OldParent = Ino(d.u64())
 	m.NewParent = Ino(d.u64())
 	m.Flags = uint32(d.u32())
@@ -2139,10 +2223,10 @@ func (m *SessionInfo) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *SetAttrReq) Append(b []byte) []byte {
-	var at135 int
-	b, at135 = beginStruct(b)
+	var at141 int
+	b, at141 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at135)
+	b = endStruct(b, at141)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Valid))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Mode))
@@ -2163,9 +2247,9 @@ func (m *SetAttrReq) Decode(b []byte) error {
 }
 
 func (m *SetAttrReq) decode(d *decoder) {
-	sub136 := d.sub()
-	m.Op.decode(&sub136)
-	d.bad = d.bad || sub136.bad
+	sub142 := d.sub()
+	m.Op.decode(&sub142)
+	d.bad = d.bad || sub142.bad
 	m.Ino = Ino(d.u64())
 	m.Valid = uint32(d.u32())
 	m.Mode = uint32(d.u32())
@@ -2238,10 +2322,10 @@ func (m *StripID) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *TxnDecideReq) Append(b []byte) []byte {
-	var at137 int
-	b, at137 = beginStruct(b)
+	var at143 int
+	b, at143 = beginStruct(b)
 	b = m.ID.Append(b)
-	b = endStruct(b, at137)
+	b = endStruct(b, at143)
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = appendBool(b, bool(m.Commit))
 	return b
@@ -2255,9 +2339,9 @@ func (m *TxnDecideReq) Decode(b []byte) error {
 }
 
 func (m *TxnDecideReq) decode(d *decoder) {
-	sub138 := d.sub()
-	m.ID.decode(&sub138)
-	d.bad = d.bad || sub138.bad
+	sub144 := d.sub()
+	m.ID.decode(&sub144)
+	d.bad = d.bad || sub144.bad
 	m.Bucket = BucketID(d.u16())
 	m.Commit = bool(d.u8() != 0)
 }
@@ -2324,18 +2408,18 @@ func (m *TxnOp) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *TxnPrepareReq) Append(b []byte) []byte {
-	var at139 int
-	b, at139 = beginStruct(b)
+	var at145 int
+	b, at145 = beginStruct(b)
 	b = m.ID.Append(b)
-	b = endStruct(b, at139)
+	b = endStruct(b, at145)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Ops)))
-	for i140 := range m.Ops {
-		var at141 int
-		b, at141 = beginStruct(b)
-		b = m.Ops[i140].Append(b)
-		b = endStruct(b, at141)
+	for i146 := range m.Ops {
+		var at147 int
+		b, at147 = beginStruct(b)
+		b = m.Ops[i146].Append(b)
+		b = endStruct(b, at147)
 	}
 	return b
 }
@@ -2348,18 +2432,18 @@ func (m *TxnPrepareReq) Decode(b []byte) error {
 }
 
 func (m *TxnPrepareReq) decode(d *decoder) {
-	sub142 := d.sub()
-	m.ID.decode(&sub142)
-	d.bad = d.bad || sub142.bad
+	sub148 := d.sub()
+	m.ID.decode(&sub148)
+	d.bad = d.bad || sub148.bad
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
 	m.Ops = nil
-	if n143 := d.count(4); n143 > 0 {
-		m.Ops = make([]TxnOp, n143)
+	if n149 := d.count(4); n149 > 0 {
+		m.Ops = make([]TxnOp, n149)
 		for i := range m.Ops {
-			sub144 := d.sub()
-			m.Ops[i].decode(&sub144)
-			d.bad = d.bad || sub144.bad
+			sub150 := d.sub()
+			m.Ops[i].decode(&sub150)
+			d.bad = d.bad || sub150.bad
 		}
 	}
 }
@@ -2367,11 +2451,11 @@ func (m *TxnPrepareReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *TxnPrepareResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Attrs)))
-	for i145 := range m.Attrs {
-		var at146 int
-		b, at146 = beginStruct(b)
-		b = m.Attrs[i145].Append(b)
-		b = endStruct(b, at146)
+	for i151 := range m.Attrs {
+		var at152 int
+		b, at152 = beginStruct(b)
+		b = m.Attrs[i151].Append(b)
+		b = endStruct(b, at152)
 	}
 	return b
 }
@@ -2385,22 +2469,23 @@ func (m *TxnPrepareResp) Decode(b []byte) error {
 
 func (m *TxnPrepareResp) decode(d *decoder) {
 	m.Attrs = nil
-	if n147 := d.count(4); n147 > 0 {
-		m.Attrs = make([]Attr, n147)
+	if n153 := d.count(4); n153 > 0 {
+		m.Attrs = make([]Attr, n153)
 		for i := range m.Attrs {
-			sub148 := d.sub()
-			m.Attrs[i].decode(&sub148)
-			d.bad = d.bad || sub148.bad
+			sub154 := d.sub()
+			m.Attrs[i].decode(&sub154)
+			d.bad = d.bad || sub154.bad
 		}
 	}
 }
 
 // Append encodes m at the end of b.
 func (m *TxnQueryReq) Append(b []byte) []byte {
-	var at149 int
-	b, at149 = beginStruct(b)
+	var at155 int
+	b, at155 = beginStruct(b)
 	b = m.ID.Append(b)
-	b = endStruct(b, at149)
+	b = endStruct(b, at155)
+	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	return b
 }
 
@@ -2412,9 +2497,10 @@ func (m *TxnQueryReq) Decode(b []byte) error {
 }
 
 func (m *TxnQueryReq) decode(d *decoder) {
-	sub150 := d.sub()
-	m.ID.decode(&sub150)
-	d.bad = d.bad || sub150.bad
+	sub156 := d.sub()
+	m.ID.decode(&sub156)
+	d.bad = d.bad || sub156.bad
+	m.Bucket = BucketID(d.u16())
 }
 
 // Append encodes m at the end of b.
@@ -2436,10 +2522,10 @@ func (m *TxnQueryResp) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *UnlinkReq) Append(b []byte) []byte {
-	var at151 int
-	b, at151 = beginStruct(b)
+	var at157 int
+	b, at157 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at151)
+	b = endStruct(b, at157)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Parent))
 	b = appendBool(b, bool(m.Dir))
 	b = appendStr(b, m.Name)
@@ -2454,9 +2540,9 @@ func (m *UnlinkReq) Decode(b []byte) error {
 }
 
 func (m *UnlinkReq) decode(d *decoder) {
-	sub152 := d.sub()
-	m.Op.decode(&sub152)
-	d.bad = d.bad || sub152.bad
+	sub158 := d.sub()
+	m.Op.decode(&sub158)
+	d.bad = d.bad || sub158.bad
 	m.Parent = Ino(d.u64())
 	m.Dir = bool(d.u8() != 0)
 	m.Name = string(d.str())
@@ -2507,8 +2593,8 @@ func (m *VerifyReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *VerifyResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Bad)))
-	for i153 := range m.Bad {
-		b = m.Bad[i153].Append(b)
+	for i159 := range m.Bad {
+		b = m.Bad[i159].Append(b)
 	}
 	b = m.Last.Append(b)
 	return b
@@ -2523,8 +2609,8 @@ func (m *VerifyResp) Decode(b []byte) error {
 
 func (m *VerifyResp) decode(d *decoder) {
 	m.Bad = nil
-	if n154 := d.count(4); n154 > 0 {
-		m.Bad = make([]StripID, n154)
+	if n160 := d.count(4); n160 > 0 {
+		m.Bad = make([]StripID, n160)
 		for i := range m.Bad {
 			m.Bad[i].decode(d)
 		}
@@ -2551,10 +2637,10 @@ func (m *WatchMapReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *WatchMapResp) Append(b []byte) []byte {
-	var at155 int
-	b, at155 = beginStruct(b)
+	var at161 int
+	b, at161 = beginStruct(b)
 	b = m.Map.Append(b)
-	b = endStruct(b, at155)
+	b = endStruct(b, at161)
 	return b
 }
 
@@ -2566,24 +2652,24 @@ func (m *WatchMapResp) Decode(b []byte) error {
 }
 
 func (m *WatchMapResp) decode(d *decoder) {
-	sub156 := d.sub()
-	m.Map.decode(&sub156)
-	d.bad = d.bad || sub156.bad
+	sub162 := d.sub()
+	m.Map.decode(&sub162)
+	d.bad = d.bad || sub162.bad
 }
 
 // Append encodes m at the end of b.
 func (m *WriteReq) Append(b []byte) []byte {
-	var at157 int
-	b, at157 = beginStruct(b)
+	var at163 int
+	b, at163 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at157)
+	b = endStruct(b, at163)
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Files)))
-	for i158 := range m.Files {
-		var at159 int
-		b, at159 = beginStruct(b)
-		b = m.Files[i158].Append(b)
-		b = endStruct(b, at159)
+	for i164 := range m.Files {
+		var at165 int
+		b, at165 = beginStruct(b)
+		b = m.Files[i164].Append(b)
+		b = endStruct(b, at165)
 	}
 	return b
 }
@@ -2596,17 +2682,17 @@ func (m *WriteReq) Decode(b []byte) error {
 }
 
 func (m *WriteReq) decode(d *decoder) {
-	sub160 := d.sub()
-	m.Op.decode(&sub160)
-	d.bad = d.bad || sub160.bad
+	sub166 := d.sub()
+	m.Op.decode(&sub166)
+	d.bad = d.bad || sub166.bad
 	m.Bucket = BucketID(d.u16())
 	m.Files = nil
-	if n161 := d.count(4); n161 > 0 {
-		m.Files = make([]FileWrite, n161)
+	if n167 := d.count(4); n167 > 0 {
+		m.Files = make([]FileWrite, n167)
 		for i := range m.Files {
-			sub162 := d.sub()
-			m.Files[i].decode(&sub162)
-			d.bad = d.bad || sub162.bad
+			sub168 := d.sub()
+			m.Files[i].decode(&sub168)
+			d.bad = d.bad || sub168.bad
 		}
 	}
 }
@@ -2614,18 +2700,18 @@ func (m *WriteReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *WriteResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Attrs)))
-	for i163 := range m.Attrs {
-		var at164 int
-		b, at164 = beginStruct(b)
-		b = m.Attrs[i163].Append(b)
-		b = endStruct(b, at164)
+	for i169 := range m.Attrs {
+		var at170 int
+		b, at170 = beginStruct(b)
+		b = m.Attrs[i169].Append(b)
+		b = endStruct(b, at170)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Extents)))
-	for i165 := range m.Extents {
-		var at166 int
-		b, at166 = beginStruct(b)
-		b = m.Extents[i165].Append(b)
-		b = endStruct(b, at166)
+	for i171 := range m.Extents {
+		var at172 int
+		b, at172 = beginStruct(b)
+		b = m.Extents[i171].Append(b)
+		b = endStruct(b, at172)
 	}
 	return b
 }
@@ -2639,21 +2725,21 @@ func (m *WriteResp) Decode(b []byte) error {
 
 func (m *WriteResp) decode(d *decoder) {
 	m.Attrs = nil
-	if n167 := d.count(4); n167 > 0 {
-		m.Attrs = make([]Attr, n167)
+	if n173 := d.count(4); n173 > 0 {
+		m.Attrs = make([]Attr, n173)
 		for i := range m.Attrs {
-			sub168 := d.sub()
-			m.Attrs[i].decode(&sub168)
-			d.bad = d.bad || sub168.bad
+			sub174 := d.sub()
+			m.Attrs[i].decode(&sub174)
+			d.bad = d.bad || sub174.bad
 		}
 	}
 	m.Extents = nil
-	if n169 := d.count(4); n169 > 0 {
-		m.Extents = make([]ExtentsResp, n169)
+	if n175 := d.count(4); n175 > 0 {
+		m.Extents = make([]ExtentsResp, n175)
 		for i := range m.Extents {
-			sub170 := d.sub()
-			m.Extents[i].decode(&sub170)
-			d.bad = d.bad || sub170.bad
+			sub176 := d.sub()
+			m.Extents[i].decode(&sub176)
+			d.bad = d.bad || sub176.bad
 		}
 	}
 }
@@ -2663,8 +2749,8 @@ func (m *WriteRun) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Off))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Len))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Sums)))
-	for i171 := range m.Sums {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i171]))
+	for i177 := range m.Sums {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i177]))
 	}
 	return b
 }
@@ -2680,8 +2766,8 @@ func (m *WriteRun) decode(d *decoder) {
 	m.Off = uint64(d.u64())
 	m.Len = uint64(d.u64())
 	m.Sums = nil
-	if n172 := d.count(8); n172 > 0 {
-		m.Sums = make([]uint64, n172)
+	if n178 := d.count(8); n178 > 0 {
+		m.Sums = make([]uint64, n178)
 		for i := range m.Sums {
 			m.Sums[i] = uint64(d.u64())
 		}
@@ -2690,10 +2776,10 @@ func (m *WriteRun) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *XattrReq) Append(b []byte) []byte {
-	var at173 int
-	b, at173 = beginStruct(b)
+	var at179 int
+	b, at179 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at173)
+	b = endStruct(b, at179)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Flags))
 	b = appendStr(b, m.Name)
@@ -2709,9 +2795,9 @@ func (m *XattrReq) Decode(b []byte) error {
 }
 
 func (m *XattrReq) decode(d *decoder) {
-	sub174 := d.sub()
-	m.Op.decode(&sub174)
-	d.bad = d.bad || sub174.bad
+	sub180 := d.sub()
+	m.Op.decode(&sub180)
+	d.bad = d.bad || sub180.bad
 	m.Ino = Ino(d.u64())
 	m.Flags = uint32(d.u32())
 	m.Name = string(d.str())
@@ -2722,8 +2808,8 @@ func (m *XattrReq) decode(d *decoder) {
 func (m *XattrResp) Append(b []byte) []byte {
 	b = appendStr(b, m.Value)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Names)))
-	for i175 := range m.Names {
-		b = appendStr(b, m.Names[i175])
+	for i181 := range m.Names {
+		b = appendStr(b, m.Names[i181])
 	}
 	return b
 }
@@ -2738,8 +2824,8 @@ func (m *XattrResp) Decode(b []byte) error {
 func (m *XattrResp) decode(d *decoder) {
 	m.Value = d.bytes()
 	m.Names = nil
-	if n176 := d.count(4); n176 > 0 {
-		m.Names = make([]string, n176)
+	if n182 := d.count(4); n182 > 0 {
+		m.Names = make([]string, n182)
 		for i := range m.Names {
 			m.Names[i] = string(d.str())
 		}
