@@ -63,6 +63,31 @@ func (a *Arena) Alloc(ctx context.Context, n int) (*Buf, error) {
 	return b, nil
 }
 
+// Size gives the bound of the arena in bytes.
+func (a *Arena) Size() int { return a.sizeBytes }
+
+// Use says what memory is wanted for; see Arena.
+type Use uint8
+
+// The uses of memory.
+const (
+	UseRequest  Use = 0 // data of a request of a peer, for a handler
+	UseOwn      Use = 1 // what Alloc is for
+	UseResponse Use = 2 // data of an answer that this process waits for
+)
+
+// AllocFor is Alloc for a given use.
+func (a *Arena) AllocFor(ctx context.Context, n int, use Use) (*Buf, error) { return a.Alloc(ctx, n) }
+
+// AllocData is Alloc for a given use, in one part or, when no run that long is free, in several of whole blocks.
+func (a *Arena) AllocData(ctx context.Context, n int, use Use) (Data, error) {
+	b, err := a.Alloc(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	return b.Data(n), nil
+}
+
 // Used gives the bytes that are handed out.
 func (a *Arena) Used() int64 { return a.used.Load() }
 

@@ -4,6 +4,7 @@ package rpc
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"github.com/crakefs/crake/wire"
@@ -44,6 +45,17 @@ type Options struct {
 	Generation func() wire.Generation
 	// OnGeneration is called when a peer's frame carries a newer generation than Generation gives; must not block.
 	OnGeneration func(g wire.Generation)
+	// Net is the network of "mem:" addresses; nil where none is used.
+	Net *Mem
+	// Log gets events (a peer dropped, a handshake refused); nil is slog.Default().
+	Log *slog.Logger
+}
+
+func (o *Options) logger() *slog.Logger {
+	if o.Log != nil {
+		return o.Log
+	}
+	return slog.Default()
 }
 
 // Call is one request and its answer.
@@ -59,53 +71,3 @@ type Call struct {
 	// RespData is the data section of the answer; the caller owns it.
 	RespData wire.Data
 }
-
-// Conn is an authenticated connection to one peer. All methods are safe for concurrent use.
-type Conn struct{ impl }
-
-type impl struct{}
-
-// Peer tells who is at the other end.
-func (c *Conn) Peer() Self { panic("todo") }
-
-// Do sends a request and waits for the answer. The ctx deadline travels; without one, 60 s. Errors: what the peer
-// answered (*wire.Error), KindConnLost (it may have had an effect), KindTimeout (same), KindInterrupted when ctx was
-// cancelled (a cancel frame has been sent).
-func (c *Conn) Do(ctx context.Context, call *Call) error { panic("todo") }
-
-// Close ends the connection; calls under way fail with KindConnLost.
-func (c *Conn) Close() error { panic("todo") }
-
-// Done is closed when the connection has ended.
-func (c *Conn) Done() <-chan struct{} { panic("todo") }
-
-// Err tells why it ended.
-func (c *Conn) Err() error { panic("todo") }
-
-// Dial connects to an address: "unix:/path", "tcp:host:port" or "mem:name" (see Mem).
-func Dial(ctx context.Context, addr string, o Options) (*Conn, error) { panic("todo") }
-
-// Listener accepts connections.
-type Listener struct{}
-
-// Listen starts to listen; a stale unix socket file of a dead process is replaced, a live one gives an error.
-func Listen(addr string, o Options) (*Listener, error) { panic("todo") }
-
-// Addr gives the address, with the real port when 0 was asked for.
-func (l *Listener) Addr() string { panic("todo") }
-
-// Serve accepts and answers until ctx ends, then closes all connections and waits for their handlers.
-func (l *Listener) Serve(ctx context.Context) error { panic("todo") }
-
-// Pool keeps one connection for each address in use and redials when one has ended.
-type Pool struct{}
-
-// NewPool makes a pool; all connections share o.
-func NewPool(o Options) *Pool { panic("todo") }
-
-// Get gives the live connection to one of addrs (best first), dialling when there is none. Concurrent callers share a dial; a
-// failed dial is remembered for a short time (backoff), so that a dead peer costs little.
-func (p *Pool) Get(ctx context.Context, addrs []string) (*Conn, error) { panic("todo") }
-
-// Close closes all connections.
-func (p *Pool) Close() { panic("todo") }

@@ -1,0 +1,21 @@
+package route
+
+import "time"
+
+const (
+	// minBackoff and maxBackoff bound the wait before a request is sent again; it doubles between them.
+	minBackoff = 2 * time.Millisecond
+	maxBackoff = 250 * time.Millisecond
+	// watchTimeout is how long mgmt may sit on a watch for a newer map; then it is asked anew.
+	watchTimeout = 20 * time.Second
+	// refreshTimeout is how long a watch may take that was started because a newer map is known to exist.
+	refreshTimeout = 2 * time.Second
+	// refreshEvery is the least time between two such watches, so that many stale answers cost mgmt little.
+	refreshEvery = 20 * time.Millisecond
+	// awayFor is how long a process that did not accept a connection, or lost one, counts as unreachable.
+	awayFor = 200 * time.Millisecond
+	// driveDialTimeout bounds the wait for a connection to a drive: local ones accept at once or refuse.
+	driveDialTimeout = 500 * time.Millisecond
+	// bucketDialTimeout bounds one try of a connection to the owner of a bucket.
+	bucketDialTimeout = 2 * time.Second
+)

@@ -1,0 +1,174 @@
+package route
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/rpc"
+)
+
+// index finds things in a map without walking it. Immutable.
+type index struct {
+	m      *wire.ClusterMap
+	procs  map[wire.ProcID]*wire.ProcInfo
+	drives map[wire.DriveID]*wire.DriveInfo
+}
+
+func newIndex(m *wire.ClusterMap) *index {
+	x := &index{m: m, procs: map[wire.ProcID]*wire.ProcInfo{}, drives: map[wire.DriveID]*wire.DriveInfo{}}
+	for i := range m.Processes {
+		x.procs[m.Processes[i].ID] = &m.Processes[i]
+	}
+	for i := range m.Drives {
+		x.drives[m.Drives[i].ID] = &m.Drives[i]
+	}
+	return x
+}
+
+// Map gives the newest map, never to be changed; nil when there is none yet.
+func (r *Router) Map() *wire.ClusterMap {
+	if x := r.index.Load(); x != nil {
+		return x.m
+	}
+	return nil
+}
+
+func (r *Router) generation() wire.Generation {
+	if m := r.Map(); m != nil {
+		return m.Generation
+	}
+	return 0
+}
+
+// SetMap installs a map that came another way (an answer of mgmt, a test) if it is newer. The caller does not change it any
+// more. It returns after OnMap has.
+func (r *Router) SetMap(m *wire.ClusterMap) {
+	r.setMu.Lock()
+	defer r.setMu.Unlock()
+	if m == nil || m.Generation <= r.generation() {
+		return
+	}
+	old := r.index.Swap(newIndex(m))
+	r.mu.Lock()
+	close(r.changed)
+	r.changed = make(chan struct{})
+	for id := range r.away { // a new run of a process is not the one that was away
+		if old != nil && incarnation(old, id) != incarnation(r.index.Load(), id) {
+			delete(r.away, id)
+		}
+	}
+	r.mu.Unlock()
+	if r.c.OnMap != nil {
+		r.c.OnMap(m)
+	}
+}
+
+func incarnation(x *index, id wire.ProcID) wire.Incarnation {
+	if p := x.procs[id]; p != nil {
+		return p.Incarnation
+	}
+	return 0
+}
+
+// nextMap gives a channel that is closed when the map after the present one comes.
+func (r *Router) nextMap() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed
+}
+
+// WaitMap waits until the map is at least at generation g (any map for 0).
+func (r *Router) WaitMap(ctx context.Context, g wire.Generation) (*wire.ClusterMap, error) {
+	for {
+		next := r.nextMap()
+		if m := r.Map(); m != nil && m.Generation >= g {
+			return m, nil
+		}
+		r.refresh()
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return nil, wire.Errorf("route.map", ctxKind(ctx.Err()), "", "no map of generation %d or later: the newest is %d: %w", g, r.generation(), ctx.Err())
+		}
+	}
+}
+
+// refresh asks mgmt for a newer map at once; it does not wait.
+func (r *Router) refresh() {
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Run watches mgmt for new maps until ctx ends. Mgmt being away is no error: it tries again for ever, and the last map
+// stays in use.
+func (r *Router) Run(ctx context.Context) error {
+	backoff := minBackoff
+	timeout := watchTimeout
+	for ctx.Err() == nil {
+		began := time.Now()
+		kicked, err := r.watchOnce(ctx, timeout)
+		timeout = watchTimeout
+		wait := time.Duration(0)
+		switch {
+		case kicked:
+			timeout = refreshTimeout
+			wait = refreshEvery - time.Since(began)
+			backoff = minBackoff
+		case err != nil && wire.KindOf(err) != wire.KindTimeout:
+			wait = backoff
+			backoff = min(2*backoff, maxBackoff)
+		default:
+			backoff = minBackoff
+		}
+		if wait > 0 {
+			sleep(ctx, wait, nil)
+		}
+	}
+	return nil
+}
+
+// watchOnce asks mgmt for a map newer than ours and waits for it; a kick ends the wait, so that the question is put anew.
+func (r *Router) watchOnce(ctx context.Context, timeout time.Duration) (kicked bool, err error) {
+	wctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	got := make(chan error, 1)
+	var resp wire.WatchMapResp
+	go func() {
+		got <- r.Mgmt(wctx, &rpc.Call{Method: wire.MWatchMap, Req: &wire.WatchMapReq{After: r.generation()}, Resp: &resp})
+	}()
+	select {
+	case err = <-got:
+	case <-r.kick:
+		kicked = true
+		cancel()
+		err = <-got
+	}
+	if err == nil {
+		r.SetMap(&resp.Map)
+		return false, nil
+	}
+	return kicked, err
+}
+
+// sleep waits for d, the end of ctx or wake.
+func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-wake:
+	case <-t.C:
+	}
+}
+
+// ctxKind gives the kind of the error of a ctx.
+func ctxKind(err error) wire.Kind {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return wire.KindTimeout
+	}
+	return wire.KindInterrupted
+}

@@ -1,0 +1,195 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/crakefs/crake/wire"
+)
+
+var testCluster = wire.ClusterID{1, 2, 3}
+
+// world is a listener and what is needed to dial it, over one transport.
+type world struct {
+	t        testing.TB
+	addr     string
+	server   Options
+	client   Options
+	listener *Listener
+	serverA  *wire.Arena
+	clientA  *wire.Arena
+}
+
+// transports are the ones that must pass the suite.
+var transports = []string{"unix", "tcp", "mem"}
+
+func eachTransport(t *testing.T, f func(t *testing.T, w *world)) {
+	for _, name := range transports {
+		t.Run(name, func(t *testing.T) { f(t, newWorld(t, name)) })
+	}
+}
+
+func newWorld(t testing.TB, transport string) *world {
+	w := &world{t: t}
+	w.serverA, w.clientA = testArena(t, 64<<20), testArena(t, 64<<20)
+	w.server = Options{Self: Self{Cluster: testCluster, Role: wire.RoleDrive, Proc: 2, Version: "1.0"}, Arena: w.serverA, Handler: echo}
+	w.client = Options{Self: Self{Cluster: testCluster, Role: wire.RoleCompute, Proc: 3, Version: "1.1"}, Arena: w.clientA}
+	switch transport {
+	case "unix":
+		w.addr = "unix:" + t.TempDir() + "/s"
+	case "tcp":
+		w.addr = "tcp:127.0.0.1:0"
+	case "mem":
+		m := NewMem()
+		w.addr, w.server.Net, w.client.Net = "mem:s", m.Host("server"), m.Host("client")
+	}
+	return w
+}
+
+func testArena(t testing.TB, size int) *wire.Arena {
+	a, err := wire.NewArena(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return a
+}
+
+// serve starts the listener; the cleanup stops it and waits.
+func (w *world) serve() {
+	l, err := Listen(w.addr, w.server)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.listener, w.addr = l, l.Addr()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.Serve(ctx) }()
+	w.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			w.t.Error("Serve:", err)
+		}
+	})
+}
+
+func (w *world) dial() *Conn {
+	c, err := Dial(context.Background(), w.addr, w.client)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = c.Close(); <-c.finished })
+	return c
+}
+
+// Methods of the test handler.
+const (
+	mEcho  wire.Method = 0x7001 // the data comes back
+	mSleep wire.Method = 0x7002 // answers when ctx has ended, with its error
+	mFail  wire.Method = 0x7003 // answers an error
+	mMake  wire.Method = 0x7004 // answers Len bytes of a pattern
+)
+
+func echo(ctx context.Context, r *Request) (wire.Message, wire.Data, error) {
+	switch r.Header.Method {
+	case mEcho:
+		var m wire.AppendResp
+		if err := m.Decode(r.Meta); err != nil {
+			r.Data.Release()
+			return nil, nil, err
+		}
+		return &m, r.Data, nil
+	case mSleep:
+		r.Data.Release()
+		<-ctx.Done()
+		return nil, nil, ctx.Err()
+	case mFail:
+		r.Data.Release()
+		return nil, nil, wire.Errorf("test.fail", wire.KindNoSpace, "x1", "the cause")
+	}
+	r.Data.Release()
+	return nil, nil, wire.Errorf("test", wire.KindVersion, "", "unknown method %#x", uint16(r.Header.Method))
+}
+
+func fill(b []byte, seed int) {
+	for i := range b {
+		b[i] = byte(i*7 + i>>8 + seed)
+	}
+}
+
+func (w *world) data(n, seed int) wire.Data {
+	b, err := w.clientA.Alloc(context.Background(), n)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	fill(b.Bytes(), seed)
+	return b.Data(n)
+}
+
+func flat(d wire.Data) []byte {
+	var b []byte
+	for _, s := range d {
+		b = append(b, s.B...)
+	}
+	return b
+}
+
+// Requests and answers of every size come through whole, from many callers at once.
+func TestEcho(t *testing.T) {
+	eachTransport(t, func(t *testing.T, w *world) {
+		w.serve()
+		c := w.dial()
+		var wg sync.WaitGroup
+		for g := range 8 {
+			wg.Go(func() {
+				for i, n := range []int{0, 1, 100, 4096, 4097, 65536, 1 << 20, 3<<20 + 4096, 0, 8 << 20} {
+					var d wire.Data
+					if n > 0 {
+						d = w.data(n, g)
+					}
+					var resp wire.AppendResp
+					call := Call{Method: mEcho, Req: &wire.AppendResp{Len: uint64(n + g)}, Data: d, Resp: &resp}
+					if err := c.Do(context.Background(), &call); err != nil {
+						t.Error(g, i, err)
+						return
+					}
+					if resp.Len != uint64(n+g) || !bytes.Equal(flat(call.RespData), flat(d)) {
+						t.Error(g, i, "wrong answer", resp.Len, call.RespData.Len())
+					}
+					call.RespData.Release()
+					d.Release()
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+func TestDeadlineAndCancel(t *testing.T) {
+	eachTransport(t, func(t *testing.T, w *world) {
+		w.serve()
+		c := w.dial()
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
+		defer cancel()
+		if err := c.Do(ctx, &Call{Method: mSleep}); wire.KindOf(err) != wire.KindTimeout {
+			t.Error(err)
+		}
+		ctx2, cancel2 := context.WithCancel(context.Background())
+		time.AfterFunc(20*time.Millisecond, cancel2)
+		if err := c.Do(ctx2, &Call{Method: mSleep}); wire.KindOf(err) != wire.KindInterrupted {
+			t.Error(err)
+		}
+		err := c.Do(context.Background(), &Call{Method: mFail})
+		if fmt.Sprint(err) != "test.fail x1: no space: the cause" {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,59 @@
+package rpc
+
+import (
+	"time"
+
+	"github.com/crakefs/crake/wire"
+)
+
+// Limits of a connection. What happens when one is reached stands with each.
+const (
+	// defaultMaxHandlers bounds the handlers of one connection; further requests wait in its queue, which maxQueued
+	// bounds, so that the reader never waits for a handler.
+	defaultMaxHandlers = 256
+	// maxQueued bounds the requests of one peer that are not answered yet. It is told in the handshake, so a peer that
+	// passes it breaks the protocol and is disconnected.
+	maxQueued = wire.MaxInFlight
+	// maxConns bounds the connections of one listener. One more is answered with KindOverLimit and closed.
+	maxConns = 1024
+	// maxHandshakes bounds the connections of one listener that have not shaken hands. One more closes the oldest of
+	// them: an honest peer is done within a millisecond, a hostile one cannot keep it out.
+	maxHandshakes = 128
+	// handshakeTimeout ends a connection whose peer does not say who it is.
+	handshakeTimeout = 5 * time.Second
+	// defaultDialTimeout bounds a dial where Options.DialTimeout is zero.
+	defaultDialTimeout = 3 * time.Second
+	// defaultDeadline is the deadline of a call whose ctx has none.
+	defaultDeadline = 60 * time.Second
+	// stallTimeout ends a connection whose peer stops in the middle of a frame, or takes nothing of what is sent.
+	stallTimeout = 30 * time.Second
+	// watchEvery is how often stalls are looked for.
+	watchEvery = 5 * time.Second
+	// readBufferBytes is the read buffer of a connection: a few hundred small frames in one system call.
+	readBufferBytes = 32 << 10
+	// smallReadBytes is how far reading goes beyond a header on a connection whose frames carry data: what is read too
+	// far of a data section must be copied to where it belongs.
+	smallReadBytes = 512
+	// heapMetaBytes is the largest meta section that lies on the heap; a larger one takes memory of the arena, so that
+	// many connections cannot take more than was set.
+	heapMetaBytes = 64 << 10
+	// batchBytes bounds what is written by one system call (the first frame goes whatever its length), so that a small
+	// frame waits behind at most this much data.
+	batchBytes = 1 << 20
+	// batchParts bounds the parts of one system call; Linux takes 1024 (IOV_MAX).
+	batchParts = 512
+	// maxBacklogBytes is the data waiting to be sent at which no further handler is started on the connection: a peer
+	// that asks for much and reads slowly holds at most this and the answers of its running handlers.
+	maxBacklogBytes = 8 << 20
+	// minWindowBytes and maxWindowBytes bound the request data that a peer may have unanswered here; between them it is
+	// an eighth of the arena. A single request may always be sent, however long.
+	minWindowBytes = 1 << 20
+	maxWindowBytes = 64 << 20
+	// landingWait bounds how long the data of a request waits for room in the arena before it is thrown away and
+	// answered with KindUnavailable; meanwhile the connection reads nothing, so the wait must end by itself.
+	landingWait = time.Second
+	// directRounds bounds the batches that a calling goroutine writes for others before the writer takes over.
+	directRounds = 4
+	// memPipeBytes bounds what is under way in one direction of a "mem" connection.
+	memPipeBytes = 1 << 20
+)

@@ -1,0 +1,200 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/crakefs/crake/wire"
+)
+
+// served is a request of the peer that is not answered yet.
+type served struct {
+	req   Request
+	ctx   reqContext
+	meta  *headBuf // memory of req.Meta, or nil
+	big   *wire.Buf
+	bytes int // of data, as it arrived
+}
+
+// accept takes an arrived request: starts its handler, or queues it. It owns r.
+func (c *Conn) accept(r *served) error {
+	c.serveMu.Lock()
+	id := r.req.Header.ID
+	if _, twice := c.serving[id]; twice || len(c.serving) >= maxQueued {
+		n := len(c.serving)
+		c.serveMu.Unlock()
+		r.req.Data.Release()
+		r.free()
+		return wire.Errorf("rpc.read", wire.KindBadFrame, c.s.name(), "request %d while %d are unanswered: twice, or past the window of %d", id, n, maxQueued)
+	}
+	c.serving[id] = r
+	c.servedBytes += r.bytes
+	start := c.mayStart()
+	if start {
+		c.running++
+		c.handlers.Add(1)
+	} else {
+		c.queue = append(c.queue, r)
+	}
+	c.serveMu.Unlock()
+	if start {
+		go c.handle(r)
+	}
+	return nil
+}
+
+// mayStart says that the limits allow a further handler.
+// Preconditions: serveMu is held.
+func (c *Conn) mayStart() bool {
+	return c.running < c.o.MaxHandlers && c.w.backlog.Load() < maxBacklogBytes
+}
+
+// startQueued starts handlers of queued requests as far as the limits allow.
+func (c *Conn) startQueued() {
+	c.serveMu.Lock()
+	defer c.serveMu.Unlock()
+	for len(c.queue) > 0 && c.mayStart() {
+		r := c.queue[0]
+		c.queue = c.queue[1:]
+		c.running++
+		c.handlers.Add(1)
+		go c.handle(r)
+	}
+}
+
+// handle answers one request, and then queued ones, in the goroutine of a handler.
+func (c *Conn) handle(r *served) {
+	defer c.handlers.Done()
+	for r != nil {
+		var resp wire.Message
+		var data wire.Data
+		var err error
+		switch {
+		case r.ctx.Err() != nil: // while it waited in the queue
+			r.req.Data.Release()
+			err = wire.E("rpc.serve", wire.KindInterrupted, "", r.ctx.Err())
+		case c.o.Handler == nil:
+			r.req.Data.Release()
+			err = wire.E("rpc.serve", wire.KindRefused, "", errors.New("this side answers no requests"))
+		default:
+			resp, data, err = c.o.Handler(&r.ctx, &r.req)
+		}
+		r.ctx.end(context.Canceled)
+		// Off the books before the answer leaves: the peer may ask again as soon as it has it.
+		c.serveMu.Lock()
+		delete(c.serving, r.req.Header.ID)
+		c.servedBytes -= r.bytes
+		c.serveMu.Unlock()
+		c.answer(&r.req.Header, resp, data, err)
+		r.free()
+		r = c.nextQueued()
+	}
+}
+
+// nextQueued gives a handler's goroutine the next request of the queue, or nil when it must end.
+func (c *Conn) nextQueued() *served {
+	c.serveMu.Lock()
+	defer c.serveMu.Unlock()
+	if len(c.queue) > 0 && c.w.backlog.Load() < maxBacklogBytes {
+		r := c.queue[0]
+		c.queue = c.queue[1:]
+		return r
+	}
+	c.running--
+	return nil
+}
+
+// answer sends the response of a handler; it owns data.
+func (c *Conn) answer(req *wire.Header, resp wire.Message, data wire.Data, err error) {
+	if err == nil && data.Len() > wire.MaxDataBytes {
+		err = wire.Errorf("rpc.serve", wire.KindOverLimit, "", "answer of %d bytes of data, limit %d", data.Len(), wire.MaxDataBytes)
+	}
+	h := c.header(wire.FrameResponse, req.ID)
+	h.Method, h.Epoch, h.Trace = req.Method, req.Epoch, req.Trace
+	f := outFrame{head: newHeadBuf(), data: data}
+	if err == nil {
+		err = f.encode(&h, resp)
+	}
+	if err != nil {
+		f.head.b = f.head.b[:wire.HeaderBytes]
+		f.data.Release()
+		f.data = nil
+		var body wire.ErrorBody
+		h.Status, body = errorBody(err)
+		_ = f.encode(&h, &body) // errorBody keeps it short
+	}
+	c.w.send(f)
+}
+
+// errorBody makes what travels of an error: a *wire.Error as it is, the end of a ctx as KindTimeout or KindInterrupted, any other
+// as KindOther. Its texts are cut: an error is for people.
+func errorBody(err error) (wire.Kind, wire.ErrorBody) {
+	const longest = 4096
+	cut := func(s string) string { return s[:min(len(s), longest)] }
+	kind := wire.KindOf(err)
+	var e *wire.Error
+	if !errors.As(err, &e) || e.Kind == wire.KindNone {
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+			kind = wire.KindTimeout
+		case errors.Is(err, context.Canceled):
+			kind = wire.KindInterrupted
+		case kind == wire.KindNone:
+			kind = wire.KindOther
+		}
+		return kind, wire.ErrorBody{Text: cut(err.Error())}
+	}
+	body := wire.ErrorBody{Op: cut(e.Op), ID: cut(e.ID)}
+	if e.Err != nil {
+		body.Text = cut(e.Err.Error())
+	}
+	return e.Kind, body
+}
+
+func (r *served) free() {
+	if r.meta != nil {
+		r.meta.free()
+		r.meta = nil
+	}
+	if r.big != nil {
+		r.big.Release()
+		r.big = nil
+	}
+	r.req.Meta = nil
+}
+
+// cancelled ends the ctx of a request that the asker no longer waits for.
+func (c *Conn) cancelled(id uint64) {
+	c.serveMu.Lock()
+	r := c.serving[id]
+	c.serveMu.Unlock()
+	if r != nil {
+		r.ctx.end(context.Canceled)
+	}
+}
+
+// stopServing ends the ctx of all requests, drops those without a handler, and waits for the handlers.
+func (c *Conn) stopServing() {
+	c.serveMu.Lock()
+	for _, r := range c.queue {
+		r.req.Data.Release()
+		r.free()
+		delete(c.serving, r.req.Header.ID)
+	}
+	c.queue = nil
+	for _, r := range c.serving {
+		r.ctx.end(context.Canceled)
+	}
+	c.serveMu.Unlock()
+	c.handlers.Wait()
+}
+
+// newServed makes the books of a request.
+func (c *Conn) newServed(h wire.Header) *served {
+	r := &served{req: Request{Conn: c, Header: h}, bytes: int(h.DataBytes)}
+	if h.DeadlineMs != 0 {
+		r.ctx.deadline = time.Now().Add(time.Duration(h.DeadlineMs) * time.Millisecond)
+	}
+	return r
+}
