@@ -490,6 +490,9 @@ type LeaseDropReq struct {
 	Session SessionID
 	Bucket  BucketID
 	Inos    []Ino
+	// Seqs, one for each inode, are those of the newest grants that the holder knows: a lease that was granted since, by
+	// an answer that is still on its way, stays. Empty: the leases go in any case.
+	Seqs []uint64
 }
 
 // RecallReq, from compute to frontend, asks to reduce the lease on Ino to Mode To. The answer comes once dirty data is

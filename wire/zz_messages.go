@@ -1070,6 +1070,10 @@ func (m *LeaseDropReq) Append(b []byte) []byte {
 	for i67 := range m.Inos {
 		b = binary.LittleEndian.AppendUint64(b, uint64(m.Inos[i67]))
 	}
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Seqs)))
+	for i68 := range m.Seqs {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Seqs[i68]))
+	}
 	return b
 }
 
@@ -1084,20 +1088,27 @@ func (m *LeaseDropReq) decode(d *decoder) {
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
 	m.Inos = nil
-	if n68 := d.count(8); n68 > 0 {
-		m.Inos = make([]Ino, n68)
+	if n69 := d.count(8); n69 > 0 {
+		m.Inos = make([]Ino, n69)
 		for i := range m.Inos {
 			m.Inos[i] = Ino(d.u64())
+		}
+	}
+	m.Seqs = nil
+	if n70 := d.count(8); n70 > 0 {
+		m.Seqs = make([]uint64, n70)
+		for i := range m.Seqs {
+			m.Seqs[i] = uint64(d.u64())
 		}
 	}
 }
 
 // Append encodes m at the end of b.
 func (m *LinkReq) Append(b []byte) []byte {
-	var at69 int
-	b, at69 = beginStruct(b)
+	var at71 int
+	b, at71 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at69)
+	b = endStruct(b, at71)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Parent))
 	b = appendStr(b, m.Name)
@@ -1112,9 +1123,9 @@ func (m *LinkReq) Decode(b []byte) error {
 }
 
 func (m *LinkReq) decode(d *decoder) {
-	sub70 := d.sub()
-	m.Op.decode(&sub70)
-	d.bad = d.bad || sub70.bad
+	sub72 := d.sub()
+	m.Op.decode(&sub72)
+	d.bad = d.bad || sub72.bad
 	m.Ino = Ino(d.u64())
 	m.Parent = Ino(d.u64())
 	m.Name = string(d.str())
@@ -1171,11 +1182,11 @@ func (m *ListReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *ListResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Entries)))
-	for i71 := range m.Entries {
-		var at72 int
-		b, at72 = beginStruct(b)
-		b = m.Entries[i71].Append(b)
-		b = endStruct(b, at72)
+	for i73 := range m.Entries {
+		var at74 int
+		b, at74 = beginStruct(b)
+		b = m.Entries[i73].Append(b)
+		b = endStruct(b, at74)
 	}
 	b = appendBool(b, bool(m.More))
 	return b
@@ -1190,12 +1201,12 @@ func (m *ListResp) Decode(b []byte) error {
 
 func (m *ListResp) decode(d *decoder) {
 	m.Entries = nil
-	if n73 := d.count(4); n73 > 0 {
-		m.Entries = make([]ListEntry, n73)
+	if n75 := d.count(4); n75 > 0 {
+		m.Entries = make([]ListEntry, n75)
 		for i := range m.Entries {
-			sub74 := d.sub()
-			m.Entries[i].decode(&sub74)
-			d.bad = d.bad || sub74.bad
+			sub76 := d.sub()
+			m.Entries[i].decode(&sub76)
+			d.bad = d.bad || sub76.bad
 		}
 	}
 	m.More = bool(d.u8() != 0)
@@ -1210,8 +1221,8 @@ func (m *Location) Append(b []byte) []byte {
 	b = m.ID.Append(b)
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Blocks))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i75 := range m.Drives {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Drives[i75]))
+	for i77 := range m.Drives {
+		b = binary.LittleEndian.AppendUint32(b, uint32(m.Drives[i77]))
 	}
 	return b
 }
@@ -1231,8 +1242,8 @@ func (m *Location) decode(d *decoder) {
 	m.ID.decode(d)
 	m.Blocks = uint32(d.u32())
 	m.Drives = nil
-	if n76 := d.count(4); n76 > 0 {
-		m.Drives = make([]DriveID, n76)
+	if n78 := d.count(4); n78 > 0 {
+		m.Drives = make([]DriveID, n78)
 		for i := range m.Drives {
 			m.Drives[i] = DriveID(d.u32())
 		}
@@ -1241,10 +1252,10 @@ func (m *Location) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *LockReq) Append(b []byte) []byte {
-	var at77 int
-	b, at77 = beginStruct(b)
+	var at79 int
+	b, at79 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at77)
+	b = endStruct(b, at79)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Owner))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Start))
@@ -1265,9 +1276,9 @@ func (m *LockReq) Decode(b []byte) error {
 }
 
 func (m *LockReq) decode(d *decoder) {
-	sub78 := d.sub()
-	m.Op.decode(&sub78)
-	d.bad = d.bad || sub78.bad
+	sub80 := d.sub()
+	m.Op.decode(&sub80)
+	d.bad = d.bad || sub80.bad
 	m.Ino = Ino(d.u64())
 	m.Owner = uint64(d.u64())
 	m.Start = uint64(d.u64())
@@ -1396,18 +1407,18 @@ func (m *OpenReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *OpenResp) Append(b []byte) []byte {
-	var at79 int
-	b, at79 = beginStruct(b)
-	b = m.Attr.Append(b)
-	b = endStruct(b, at79)
-	var at80 int
-	b, at80 = beginStruct(b)
-	b = m.Lease.Append(b)
-	b = endStruct(b, at80)
 	var at81 int
 	b, at81 = beginStruct(b)
-	b = m.Extents.Append(b)
+	b = m.Attr.Append(b)
 	b = endStruct(b, at81)
+	var at82 int
+	b, at82 = beginStruct(b)
+	b = m.Lease.Append(b)
+	b = endStruct(b, at82)
+	var at83 int
+	b, at83 = beginStruct(b)
+	b = m.Extents.Append(b)
+	b = endStruct(b, at83)
 	return b
 }
 
@@ -1419,23 +1430,23 @@ func (m *OpenResp) Decode(b []byte) error {
 }
 
 func (m *OpenResp) decode(d *decoder) {
-	sub82 := d.sub()
-	m.Attr.decode(&sub82)
-	d.bad = d.bad || sub82.bad
-	sub83 := d.sub()
-	m.Lease.decode(&sub83)
-	d.bad = d.bad || sub83.bad
 	sub84 := d.sub()
-	m.Extents.decode(&sub84)
+	m.Attr.decode(&sub84)
 	d.bad = d.bad || sub84.bad
+	sub85 := d.sub()
+	m.Lease.decode(&sub85)
+	d.bad = d.bad || sub85.bad
+	sub86 := d.sub()
+	m.Extents.decode(&sub86)
+	d.bad = d.bad || sub86.bad
 }
 
 // Append encodes m at the end of b.
 func (m *PGInfo) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.ID))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i85 := range m.Drives {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Drives[i85]))
+	for i87 := range m.Drives {
+		b = binary.LittleEndian.AppendUint32(b, uint32(m.Drives[i87]))
 	}
 	return b
 }
@@ -1450,8 +1461,8 @@ func (m *PGInfo) Decode(b []byte) error {
 func (m *PGInfo) decode(d *decoder) {
 	m.ID = PGID(d.u32())
 	m.Drives = nil
-	if n86 := d.count(4); n86 > 0 {
-		m.Drives = make([]DriveID, n86)
+	if n88 := d.count(4); n88 > 0 {
+		m.Drives = make([]DriveID, n88)
 		for i := range m.Drives {
 			m.Drives[i] = DriveID(d.u32())
 		}
@@ -1460,14 +1471,14 @@ func (m *PGInfo) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *PrepareReq) Append(b []byte) []byte {
-	var at87 int
-	b, at87 = beginStruct(b)
+	var at89 int
+	b, at89 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at87)
+	b = endStruct(b, at89)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Regions)))
-	for i88 := range m.Regions {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Regions[i88]))
+	for i90 := range m.Regions {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Regions[i90]))
 	}
 	return b
 }
@@ -1480,13 +1491,13 @@ func (m *PrepareReq) Decode(b []byte) error {
 }
 
 func (m *PrepareReq) decode(d *decoder) {
-	sub89 := d.sub()
-	m.Op.decode(&sub89)
-	d.bad = d.bad || sub89.bad
+	sub91 := d.sub()
+	m.Op.decode(&sub91)
+	d.bad = d.bad || sub91.bad
 	m.Ino = Ino(d.u64())
 	m.Regions = nil
-	if n90 := d.count(8); n90 > 0 {
-		m.Regions = make([]uint64, n90)
+	if n92 := d.count(8); n92 > 0 {
+		m.Regions = make([]uint64, n92)
 		for i := range m.Regions {
 			m.Regions[i] = uint64(d.u64())
 		}
@@ -1504,12 +1515,12 @@ func (m *ProcInfo) Append(b []byte) []byte {
 	b = appendStr(b, m.Name)
 	b = appendStr(b, m.Version)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Addrs)))
-	for i91 := range m.Addrs {
-		b = appendStr(b, m.Addrs[i91])
+	for i93 := range m.Addrs {
+		b = appendStr(b, m.Addrs[i93])
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Cores)))
-	for i92 := range m.Cores {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Cores[i92]))
+	for i94 := range m.Cores {
+		b = binary.LittleEndian.AppendUint32(b, uint32(m.Cores[i94]))
 	}
 	return b
 }
@@ -1531,15 +1542,15 @@ func (m *ProcInfo) decode(d *decoder) {
 	m.Name = string(d.str())
 	m.Version = string(d.str())
 	m.Addrs = nil
-	if n93 := d.count(4); n93 > 0 {
-		m.Addrs = make([]string, n93)
+	if n95 := d.count(4); n95 > 0 {
+		m.Addrs = make([]string, n95)
 		for i := range m.Addrs {
 			m.Addrs[i] = string(d.str())
 		}
 	}
 	m.Cores = nil
-	if n94 := d.count(4); n94 > 0 {
-		m.Cores = make([]uint32, n94)
+	if n96 := d.count(4); n96 > 0 {
+		m.Cores = make([]uint32, n96)
 		for i := range m.Cores {
 			m.Cores[i] = uint32(d.u32())
 		}
@@ -1548,10 +1559,10 @@ func (m *ProcInfo) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *PublishReq) Append(b []byte) []byte {
-	var at95 int
-	b, at95 = beginStruct(b)
+	var at97 int
+	b, at97 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at95)
+	b = endStruct(b, at97)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Size))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Mtime))
@@ -1566,9 +1577,9 @@ func (m *PublishReq) Decode(b []byte) error {
 }
 
 func (m *PublishReq) decode(d *decoder) {
-	sub96 := d.sub()
-	m.Op.decode(&sub96)
-	d.bad = d.bad || sub96.bad
+	sub98 := d.sub()
+	m.Op.decode(&sub98)
+	d.bad = d.bad || sub98.bad
 	m.Ino = Ino(d.u64())
 	m.Size = uint64(d.u64())
 	m.Mtime = int64(d.u64())
@@ -1576,10 +1587,10 @@ func (m *PublishReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *PunchReq) Append(b []byte) []byte {
-	var at97 int
-	b, at97 = beginStruct(b)
+	var at99 int
+	b, at99 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at97)
+	b = endStruct(b, at99)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Off))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Len))
@@ -1594,9 +1605,9 @@ func (m *PunchReq) Decode(b []byte) error {
 }
 
 func (m *PunchReq) decode(d *decoder) {
-	sub98 := d.sub()
-	m.Op.decode(&sub98)
-	d.bad = d.bad || sub98.bad
+	sub100 := d.sub()
+	m.Op.decode(&sub100)
+	d.bad = d.bad || sub100.bad
 	m.Ino = Ino(d.u64())
 	m.Off = uint64(d.u64())
 	m.Len = uint64(d.u64())
@@ -1608,8 +1619,8 @@ func (m *PutReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Epoch))
 	b = m.ID.Append(b)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Sums)))
-	for i99 := range m.Sums {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i99]))
+	for i101 := range m.Sums {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i101]))
 	}
 	return b
 }
@@ -1626,8 +1637,8 @@ func (m *PutReq) decode(d *decoder) {
 	m.Epoch = Epoch(d.u64())
 	m.ID.decode(d)
 	m.Sums = nil
-	if n100 := d.count(8); n100 > 0 {
-		m.Sums = make([]uint64, n100)
+	if n102 := d.count(8); n102 > 0 {
+		m.Sums = make([]uint64, n102)
 		for i := range m.Sums {
 			m.Sums[i] = uint64(d.u64())
 		}
@@ -1664,11 +1675,11 @@ func (m *ReadDirResp) Append(b []byte) []byte {
 	b = appendBool(b, bool(m.EOF))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Parent))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Entries)))
-	for i101 := range m.Entries {
-		var at102 int
-		b, at102 = beginStruct(b)
-		b = m.Entries[i101].Append(b)
-		b = endStruct(b, at102)
+	for i103 := range m.Entries {
+		var at104 int
+		b, at104 = beginStruct(b)
+		b = m.Entries[i103].Append(b)
+		b = endStruct(b, at104)
 	}
 	return b
 }
@@ -1684,12 +1695,12 @@ func (m *ReadDirResp) decode(d *decoder) {
 	m.EOF = bool(d.u8() != 0)
 	m.Parent = Ino(d.u64())
 	m.Entries = nil
-	if n103 := d.count(4); n103 > 0 {
-		m.Entries = make([]DirEntry, n103)
+	if n105 := d.count(4); n105 > 0 {
+		m.Entries = make([]DirEntry, n105)
 		for i := range m.Entries {
-			sub104 := d.sub()
-			m.Entries[i].decode(&sub104)
-			d.bad = d.bad || sub104.bad
+			sub106 := d.sub()
+			m.Entries[i].decode(&sub106)
+			d.bad = d.bad || sub106.bad
 		}
 	}
 }
@@ -1755,11 +1766,11 @@ func (m *ReadRange) decode(d *decoder) {
 func (m *ReadReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Drive))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Ranges)))
-	for i105 := range m.Ranges {
-		var at106 int
-		b, at106 = beginStruct(b)
-		b = m.Ranges[i105].Append(b)
-		b = endStruct(b, at106)
+	for i107 := range m.Ranges {
+		var at108 int
+		b, at108 = beginStruct(b)
+		b = m.Ranges[i107].Append(b)
+		b = endStruct(b, at108)
 	}
 	return b
 }
@@ -1774,12 +1785,12 @@ func (m *ReadReq) Decode(b []byte) error {
 func (m *ReadReq) decode(d *decoder) {
 	m.Drive = DriveID(d.u32())
 	m.Ranges = nil
-	if n107 := d.count(4); n107 > 0 {
-		m.Ranges = make([]ReadRange, n107)
+	if n109 := d.count(4); n109 > 0 {
+		m.Ranges = make([]ReadRange, n109)
 		for i := range m.Ranges {
-			sub108 := d.sub()
-			m.Ranges[i].decode(&sub108)
-			d.bad = d.bad || sub108.bad
+			sub110 := d.sub()
+			m.Ranges[i].decode(&sub110)
+			d.bad = d.bad || sub110.bad
 		}
 	}
 }
@@ -1787,8 +1798,8 @@ func (m *ReadReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *ReadResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Status)))
-	for i109 := range m.Status {
-		b = binary.LittleEndian.AppendUint16(b, uint16(m.Status[i109]))
+	for i111 := range m.Status {
+		b = binary.LittleEndian.AppendUint16(b, uint16(m.Status[i111]))
 	}
 	return b
 }
@@ -1802,8 +1813,8 @@ func (m *ReadResp) Decode(b []byte) error {
 
 func (m *ReadResp) decode(d *decoder) {
 	m.Status = nil
-	if n110 := d.count(2); n110 > 0 {
-		m.Status = make([]Kind, n110)
+	if n112 := d.count(2); n112 > 0 {
+		m.Status = make([]Kind, n112)
 		for i := range m.Status {
 			m.Status[i] = Kind(d.u16())
 		}
@@ -1853,22 +1864,22 @@ func (m *ReclaimReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Leases)))
-	for i111 := range m.Leases {
-		var at112 int
-		b, at112 = beginStruct(b)
-		b = m.Leases[i111].Append(b)
-		b = endStruct(b, at112)
+	for i113 := range m.Leases {
+		var at114 int
+		b, at114 = beginStruct(b)
+		b = m.Leases[i113].Append(b)
+		b = endStruct(b, at114)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Opens)))
-	for i113 := range m.Opens {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Opens[i113]))
+	for i115 := range m.Opens {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Opens[i115]))
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Locks)))
-	for i114 := range m.Locks {
-		var at115 int
-		b, at115 = beginStruct(b)
-		b = m.Locks[i114].Append(b)
-		b = endStruct(b, at115)
+	for i116 := range m.Locks {
+		var at117 int
+		b, at117 = beginStruct(b)
+		b = m.Locks[i116].Append(b)
+		b = endStruct(b, at117)
 	}
 	return b
 }
@@ -1884,28 +1895,28 @@ func (m *ReclaimReq) decode(d *decoder) {
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
 	m.Leases = nil
-	if n116 := d.count(4); n116 > 0 {
-		m.Leases = make([]HeldLease, n116)
+	if n118 := d.count(4); n118 > 0 {
+		m.Leases = make([]HeldLease, n118)
 		for i := range m.Leases {
-			sub117 := d.sub()
-			m.Leases[i].decode(&sub117)
-			d.bad = d.bad || sub117.bad
+			sub119 := d.sub()
+			m.Leases[i].decode(&sub119)
+			d.bad = d.bad || sub119.bad
 		}
 	}
 	m.Opens = nil
-	if n118 := d.count(8); n118 > 0 {
-		m.Opens = make([]Ino, n118)
+	if n120 := d.count(8); n120 > 0 {
+		m.Opens = make([]Ino, n120)
 		for i := range m.Opens {
 			m.Opens[i] = Ino(d.u64())
 		}
 	}
 	m.Locks = nil
-	if n119 := d.count(4); n119 > 0 {
-		m.Locks = make([]LockReq, n119)
+	if n121 := d.count(4); n121 > 0 {
+		m.Locks = make([]LockReq, n121)
 		for i := range m.Locks {
-			sub120 := d.sub()
-			m.Locks[i].decode(&sub120)
-			d.bad = d.bad || sub120.bad
+			sub122 := d.sub()
+			m.Locks[i].decode(&sub122)
+			d.bad = d.bad || sub122.bad
 		}
 	}
 }
@@ -1913,8 +1924,8 @@ func (m *ReclaimReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *ReclaimResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Lost)))
-	for i121 := range m.Lost {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Lost[i121]))
+	for i123 := range m.Lost {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Lost[i123]))
 	}
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Lease))
 	return b
@@ -1929,8 +1940,8 @@ func (m *ReclaimResp) Decode(b []byte) error {
 
 func (m *ReclaimResp) decode(d *decoder) {
 	m.Lost = nil
-	if n122 := d.count(8); n122 > 0 {
-		m.Lost = make([]Ino, n122)
+	if n124 := d.count(8); n124 > 0 {
+		m.Lost = make([]Ino, n124)
 		for i := range m.Lost {
 			m.Lost[i] = Ino(d.u64())
 		}
@@ -1964,11 +1975,11 @@ func (m *RegionBlocksReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.From))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Blocks)))
-	for i123 := range m.Blocks {
-		var at124 int
-		b, at124 = beginStruct(b)
-		b = m.Blocks[i123].Append(b)
-		b = endStruct(b, at124)
+	for i125 := range m.Blocks {
+		var at126 int
+		b, at126 = beginStruct(b)
+		b = m.Blocks[i125].Append(b)
+		b = endStruct(b, at126)
 	}
 	return b
 }
@@ -1984,12 +1995,12 @@ func (m *RegionBlocksReq) decode(d *decoder) {
 	m.Bucket = BucketID(d.u16())
 	m.From = BucketID(d.u16())
 	m.Blocks = nil
-	if n125 := d.count(4); n125 > 0 {
-		m.Blocks = make([]RegionBlocks, n125)
+	if n127 := d.count(4); n127 > 0 {
+		m.Blocks = make([]RegionBlocks, n127)
 		for i := range m.Blocks {
-			sub126 := d.sub()
-			m.Blocks[i].decode(&sub126)
-			d.bad = d.bad || sub126.bad
+			sub128 := d.sub()
+			m.Blocks[i].decode(&sub128)
+			d.bad = d.bad || sub128.bad
 		}
 	}
 }
@@ -2002,19 +2013,19 @@ func (m *RegisterReq) Append(b []byte) []byte {
 	b = appendStr(b, m.Name)
 	b = appendStr(b, m.Version)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Addrs)))
-	for i127 := range m.Addrs {
-		b = appendStr(b, m.Addrs[i127])
+	for i129 := range m.Addrs {
+		b = appendStr(b, m.Addrs[i129])
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i128 := range m.Drives {
-		var at129 int
-		b, at129 = beginStruct(b)
-		b = m.Drives[i128].Append(b)
-		b = endStruct(b, at129)
+	for i130 := range m.Drives {
+		var at131 int
+		b, at131 = beginStruct(b)
+		b = m.Drives[i130].Append(b)
+		b = endStruct(b, at131)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Cores)))
-	for i130 := range m.Cores {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Cores[i130]))
+	for i132 := range m.Cores {
+		b = binary.LittleEndian.AppendUint32(b, uint32(m.Cores[i132]))
 	}
 	return b
 }
@@ -2033,24 +2044,24 @@ func (m *RegisterReq) decode(d *decoder) {
 	m.Name = string(d.str())
 	m.Version = string(d.str())
 	m.Addrs = nil
-	if n131 := d.count(4); n131 > 0 {
-		m.Addrs = make([]string, n131)
+	if n133 := d.count(4); n133 > 0 {
+		m.Addrs = make([]string, n133)
 		for i := range m.Addrs {
 			m.Addrs[i] = string(d.str())
 		}
 	}
 	m.Drives = nil
-	if n132 := d.count(4); n132 > 0 {
-		m.Drives = make([]DriveInfo, n132)
+	if n134 := d.count(4); n134 > 0 {
+		m.Drives = make([]DriveInfo, n134)
 		for i := range m.Drives {
-			sub133 := d.sub()
-			m.Drives[i].decode(&sub133)
-			d.bad = d.bad || sub133.bad
+			sub135 := d.sub()
+			m.Drives[i].decode(&sub135)
+			d.bad = d.bad || sub135.bad
 		}
 	}
 	m.Cores = nil
-	if n134 := d.count(4); n134 > 0 {
-		m.Cores = make([]uint32, n134)
+	if n136 := d.count(4); n136 > 0 {
+		m.Cores = make([]uint32, n136)
 		for i := range m.Cores {
 			m.Cores[i] = uint32(d.u32())
 		}
@@ -2061,10 +2072,10 @@ func (m *RegisterReq) decode(d *decoder) {
 func (m *RegisterResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Incarnation))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
-	var at135 int
-	b, at135 = beginStruct(b)
+	var at137 int
+	b, at137 = beginStruct(b)
 	b = m.Map.Append(b)
-	b = endStruct(b, at135)
+	b = endStruct(b, at137)
 	return b
 }
 
@@ -2078,9 +2089,9 @@ func (m *RegisterResp) Decode(b []byte) error {
 func (m *RegisterResp) decode(d *decoder) {
 	m.Incarnation = Incarnation(d.u64())
 	m.Session = SessionID(d.u64())
-	sub136 := d.sub()
-	m.Map.decode(&sub136)
-	d.bad = d.bad || sub136.bad
+	sub138 := d.sub()
+	m.Map.decode(&sub138)
+	d.bad = d.bad || sub138.bad
 }
 
 // Append encodes m at the end of b.
@@ -2088,8 +2099,8 @@ func (m *ReleaseReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Inos)))
-	for i137 := range m.Inos {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Inos[i137]))
+	for i139 := range m.Inos {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Inos[i139]))
 	}
 	return b
 }
@@ -2105,8 +2116,8 @@ func (m *ReleaseReq) decode(d *decoder) {
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
 	m.Inos = nil
-	if n138 := d.count(8); n138 > 0 {
-		m.Inos = make([]Ino, n138)
+	if n140 := d.count(8); n140 > 0 {
+		m.Inos = make([]Ino, n140)
 		for i := range m.Inos {
 			m.Inos[i] = Ino(d.u64())
 		}
@@ -2115,10 +2126,10 @@ func (m *ReleaseReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *RenameReq) Append(b []byte) []byte {
-	var at139 int
-	b, at139 = beginStruct(b)
+	var at141 int
+	b, at141 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at139)
+	b = endStruct(b, at141)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.OldParent))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.NewParent))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Flags))
@@ -2135,9 +2146,9 @@ func (m *RenameReq) Decode(b []byte) error {
 }
 
 func (m *RenameReq) decode(d *decoder) {
-	sub140 := d.sub()
-	m.Op.decode(&sub140)
-	d.bad = d.bad || sub140.bad
+	sub142 := d.sub()
+	m.Op.decode(&sub142)
+	d.bad = d.bad || sub142.bad
 	m.OldParent = Ino(d.u64())
 	m.NewParent = Ino(d.u64())
 	m.Flags = uint32(d.u32())
@@ -2223,10 +2234,10 @@ func (m *SessionInfo) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *SetAttrReq) Append(b []byte) []byte {
-	var at141 int
-	b, at141 = beginStruct(b)
+	var at143 int
+	b, at143 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at141)
+	b = endStruct(b, at143)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Valid))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Mode))
@@ -2247,9 +2258,9 @@ func (m *SetAttrReq) Decode(b []byte) error {
 }
 
 func (m *SetAttrReq) decode(d *decoder) {
-	sub142 := d.sub()
-	m.Op.decode(&sub142)
-	d.bad = d.bad || sub142.bad
+	sub144 := d.sub()
+	m.Op.decode(&sub144)
+	d.bad = d.bad || sub144.bad
 	m.Ino = Ino(d.u64())
 	m.Valid = uint32(d.u32())
 	m.Mode = uint32(d.u32())
@@ -2322,10 +2333,10 @@ func (m *StripID) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *TxnDecideReq) Append(b []byte) []byte {
-	var at143 int
-	b, at143 = beginStruct(b)
+	var at145 int
+	b, at145 = beginStruct(b)
 	b = m.ID.Append(b)
-	b = endStruct(b, at143)
+	b = endStruct(b, at145)
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = appendBool(b, bool(m.Commit))
 	return b
@@ -2339,9 +2350,9 @@ func (m *TxnDecideReq) Decode(b []byte) error {
 }
 
 func (m *TxnDecideReq) decode(d *decoder) {
-	sub144 := d.sub()
-	m.ID.decode(&sub144)
-	d.bad = d.bad || sub144.bad
+	sub146 := d.sub()
+	m.ID.decode(&sub146)
+	d.bad = d.bad || sub146.bad
 	m.Bucket = BucketID(d.u16())
 	m.Commit = bool(d.u8() != 0)
 }
@@ -2408,18 +2419,18 @@ func (m *TxnOp) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *TxnPrepareReq) Append(b []byte) []byte {
-	var at145 int
-	b, at145 = beginStruct(b)
+	var at147 int
+	b, at147 = beginStruct(b)
 	b = m.ID.Append(b)
-	b = endStruct(b, at145)
+	b = endStruct(b, at147)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Ops)))
-	for i146 := range m.Ops {
-		var at147 int
-		b, at147 = beginStruct(b)
-		b = m.Ops[i146].Append(b)
-		b = endStruct(b, at147)
+	for i148 := range m.Ops {
+		var at149 int
+		b, at149 = beginStruct(b)
+		b = m.Ops[i148].Append(b)
+		b = endStruct(b, at149)
 	}
 	return b
 }
@@ -2432,18 +2443,18 @@ func (m *TxnPrepareReq) Decode(b []byte) error {
 }
 
 func (m *TxnPrepareReq) decode(d *decoder) {
-	sub148 := d.sub()
-	m.ID.decode(&sub148)
-	d.bad = d.bad || sub148.bad
+	sub150 := d.sub()
+	m.ID.decode(&sub150)
+	d.bad = d.bad || sub150.bad
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
 	m.Ops = nil
-	if n149 := d.count(4); n149 > 0 {
-		m.Ops = make([]TxnOp, n149)
+	if n151 := d.count(4); n151 > 0 {
+		m.Ops = make([]TxnOp, n151)
 		for i := range m.Ops {
-			sub150 := d.sub()
-			m.Ops[i].decode(&sub150)
-			d.bad = d.bad || sub150.bad
+			sub152 := d.sub()
+			m.Ops[i].decode(&sub152)
+			d.bad = d.bad || sub152.bad
 		}
 	}
 }
@@ -2451,11 +2462,11 @@ func (m *TxnPrepareReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *TxnPrepareResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Attrs)))
-	for i151 := range m.Attrs {
-		var at152 int
-		b, at152 = beginStruct(b)
-		b = m.Attrs[i151].Append(b)
-		b = endStruct(b, at152)
+	for i153 := range m.Attrs {
+		var at154 int
+		b, at154 = beginStruct(b)
+		b = m.Attrs[i153].Append(b)
+		b = endStruct(b, at154)
 	}
 	return b
 }
@@ -2469,22 +2480,22 @@ func (m *TxnPrepareResp) Decode(b []byte) error {
 
 func (m *TxnPrepareResp) decode(d *decoder) {
 	m.Attrs = nil
-	if n153 := d.count(4); n153 > 0 {
-		m.Attrs = make([]Attr, n153)
+	if n155 := d.count(4); n155 > 0 {
+		m.Attrs = make([]Attr, n155)
 		for i := range m.Attrs {
-			sub154 := d.sub()
-			m.Attrs[i].decode(&sub154)
-			d.bad = d.bad || sub154.bad
+			sub156 := d.sub()
+			m.Attrs[i].decode(&sub156)
+			d.bad = d.bad || sub156.bad
 		}
 	}
 }
 
 // Append encodes m at the end of b.
 func (m *TxnQueryReq) Append(b []byte) []byte {
-	var at155 int
-	b, at155 = beginStruct(b)
+	var at157 int
+	b, at157 = beginStruct(b)
 	b = m.ID.Append(b)
-	b = endStruct(b, at155)
+	b = endStruct(b, at157)
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	return b
 }
@@ -2497,9 +2508,9 @@ func (m *TxnQueryReq) Decode(b []byte) error {
 }
 
 func (m *TxnQueryReq) decode(d *decoder) {
-	sub156 := d.sub()
-	m.ID.decode(&sub156)
-	d.bad = d.bad || sub156.bad
+	sub158 := d.sub()
+	m.ID.decode(&sub158)
+	d.bad = d.bad || sub158.bad
 	m.Bucket = BucketID(d.u16())
 }
 
@@ -2522,10 +2533,10 @@ func (m *TxnQueryResp) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *UnlinkReq) Append(b []byte) []byte {
-	var at157 int
-	b, at157 = beginStruct(b)
+	var at159 int
+	b, at159 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at157)
+	b = endStruct(b, at159)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Parent))
 	b = appendBool(b, bool(m.Dir))
 	b = appendStr(b, m.Name)
@@ -2540,9 +2551,9 @@ func (m *UnlinkReq) Decode(b []byte) error {
 }
 
 func (m *UnlinkReq) decode(d *decoder) {
-	sub158 := d.sub()
-	m.Op.decode(&sub158)
-	d.bad = d.bad || sub158.bad
+	sub160 := d.sub()
+	m.Op.decode(&sub160)
+	d.bad = d.bad || sub160.bad
 	m.Parent = Ino(d.u64())
 	m.Dir = bool(d.u8() != 0)
 	m.Name = string(d.str())
@@ -2593,8 +2604,8 @@ func (m *VerifyReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *VerifyResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Bad)))
-	for i159 := range m.Bad {
-		b = m.Bad[i159].Append(b)
+	for i161 := range m.Bad {
+		b = m.Bad[i161].Append(b)
 	}
 	b = m.Last.Append(b)
 	return b
@@ -2609,8 +2620,8 @@ func (m *VerifyResp) Decode(b []byte) error {
 
 func (m *VerifyResp) decode(d *decoder) {
 	m.Bad = nil
-	if n160 := d.count(4); n160 > 0 {
-		m.Bad = make([]StripID, n160)
+	if n162 := d.count(4); n162 > 0 {
+		m.Bad = make([]StripID, n162)
 		for i := range m.Bad {
 			m.Bad[i].decode(d)
 		}
@@ -2637,10 +2648,10 @@ func (m *WatchMapReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *WatchMapResp) Append(b []byte) []byte {
-	var at161 int
-	b, at161 = beginStruct(b)
+	var at163 int
+	b, at163 = beginStruct(b)
 	b = m.Map.Append(b)
-	b = endStruct(b, at161)
+	b = endStruct(b, at163)
 	return b
 }
 
@@ -2652,24 +2663,24 @@ func (m *WatchMapResp) Decode(b []byte) error {
 }
 
 func (m *WatchMapResp) decode(d *decoder) {
-	sub162 := d.sub()
-	m.Map.decode(&sub162)
-	d.bad = d.bad || sub162.bad
+	sub164 := d.sub()
+	m.Map.decode(&sub164)
+	d.bad = d.bad || sub164.bad
 }
 
 // Append encodes m at the end of b.
 func (m *WriteReq) Append(b []byte) []byte {
-	var at163 int
-	b, at163 = beginStruct(b)
+	var at165 int
+	b, at165 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at163)
+	b = endStruct(b, at165)
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Files)))
-	for i164 := range m.Files {
-		var at165 int
-		b, at165 = beginStruct(b)
-		b = m.Files[i164].Append(b)
-		b = endStruct(b, at165)
+	for i166 := range m.Files {
+		var at167 int
+		b, at167 = beginStruct(b)
+		b = m.Files[i166].Append(b)
+		b = endStruct(b, at167)
 	}
 	return b
 }
@@ -2682,17 +2693,17 @@ func (m *WriteReq) Decode(b []byte) error {
 }
 
 func (m *WriteReq) decode(d *decoder) {
-	sub166 := d.sub()
-	m.Op.decode(&sub166)
-	d.bad = d.bad || sub166.bad
+	sub168 := d.sub()
+	m.Op.decode(&sub168)
+	d.bad = d.bad || sub168.bad
 	m.Bucket = BucketID(d.u16())
 	m.Files = nil
-	if n167 := d.count(4); n167 > 0 {
-		m.Files = make([]FileWrite, n167)
+	if n169 := d.count(4); n169 > 0 {
+		m.Files = make([]FileWrite, n169)
 		for i := range m.Files {
-			sub168 := d.sub()
-			m.Files[i].decode(&sub168)
-			d.bad = d.bad || sub168.bad
+			sub170 := d.sub()
+			m.Files[i].decode(&sub170)
+			d.bad = d.bad || sub170.bad
 		}
 	}
 }
@@ -2700,18 +2711,18 @@ func (m *WriteReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *WriteResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Attrs)))
-	for i169 := range m.Attrs {
-		var at170 int
-		b, at170 = beginStruct(b)
-		b = m.Attrs[i169].Append(b)
-		b = endStruct(b, at170)
-	}
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Extents)))
-	for i171 := range m.Extents {
+	for i171 := range m.Attrs {
 		var at172 int
 		b, at172 = beginStruct(b)
-		b = m.Extents[i171].Append(b)
+		b = m.Attrs[i171].Append(b)
 		b = endStruct(b, at172)
+	}
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Extents)))
+	for i173 := range m.Extents {
+		var at174 int
+		b, at174 = beginStruct(b)
+		b = m.Extents[i173].Append(b)
+		b = endStruct(b, at174)
 	}
 	return b
 }
@@ -2725,21 +2736,21 @@ func (m *WriteResp) Decode(b []byte) error {
 
 func (m *WriteResp) decode(d *decoder) {
 	m.Attrs = nil
-	if n173 := d.count(4); n173 > 0 {
-		m.Attrs = make([]Attr, n173)
+	if n175 := d.count(4); n175 > 0 {
+		m.Attrs = make([]Attr, n175)
 		for i := range m.Attrs {
-			sub174 := d.sub()
-			m.Attrs[i].decode(&sub174)
-			d.bad = d.bad || sub174.bad
+			sub176 := d.sub()
+			m.Attrs[i].decode(&sub176)
+			d.bad = d.bad || sub176.bad
 		}
 	}
 	m.Extents = nil
-	if n175 := d.count(4); n175 > 0 {
-		m.Extents = make([]ExtentsResp, n175)
+	if n177 := d.count(4); n177 > 0 {
+		m.Extents = make([]ExtentsResp, n177)
 		for i := range m.Extents {
-			sub176 := d.sub()
-			m.Extents[i].decode(&sub176)
-			d.bad = d.bad || sub176.bad
+			sub178 := d.sub()
+			m.Extents[i].decode(&sub178)
+			d.bad = d.bad || sub178.bad
 		}
 	}
 }
@@ -2749,8 +2760,8 @@ func (m *WriteRun) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Off))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Len))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Sums)))
-	for i177 := range m.Sums {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i177]))
+	for i179 := range m.Sums {
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i179]))
 	}
 	return b
 }
@@ -2766,8 +2777,8 @@ func (m *WriteRun) decode(d *decoder) {
 	m.Off = uint64(d.u64())
 	m.Len = uint64(d.u64())
 	m.Sums = nil
-	if n178 := d.count(8); n178 > 0 {
-		m.Sums = make([]uint64, n178)
+	if n180 := d.count(8); n180 > 0 {
+		m.Sums = make([]uint64, n180)
 		for i := range m.Sums {
 			m.Sums[i] = uint64(d.u64())
 		}
@@ -2776,10 +2787,10 @@ func (m *WriteRun) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *XattrReq) Append(b []byte) []byte {
-	var at179 int
-	b, at179 = beginStruct(b)
+	var at181 int
+	b, at181 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at179)
+	b = endStruct(b, at181)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Flags))
 	b = appendStr(b, m.Name)
@@ -2795,9 +2806,9 @@ func (m *XattrReq) Decode(b []byte) error {
 }
 
 func (m *XattrReq) decode(d *decoder) {
-	sub180 := d.sub()
-	m.Op.decode(&sub180)
-	d.bad = d.bad || sub180.bad
+	sub182 := d.sub()
+	m.Op.decode(&sub182)
+	d.bad = d.bad || sub182.bad
 	m.Ino = Ino(d.u64())
 	m.Flags = uint32(d.u32())
 	m.Name = string(d.str())
@@ -2808,8 +2819,8 @@ func (m *XattrReq) decode(d *decoder) {
 func (m *XattrResp) Append(b []byte) []byte {
 	b = appendStr(b, m.Value)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Names)))
-	for i181 := range m.Names {
-		b = appendStr(b, m.Names[i181])
+	for i183 := range m.Names {
+		b = appendStr(b, m.Names[i183])
 	}
 	return b
 }
@@ -2824,8 +2835,8 @@ func (m *XattrResp) Decode(b []byte) error {
 func (m *XattrResp) decode(d *decoder) {
 	m.Value = d.bytes()
 	m.Names = nil
-	if n182 := d.count(4); n182 > 0 {
-		m.Names = make([]string, n182)
+	if n184 := d.count(4); n184 > 0 {
+		m.Names = make([]string, n184)
 		for i := range m.Names {
 			m.Names[i] = string(d.str())
 		}
