@@ -2,100 +2,331 @@ package wire
 
 import (
 	"context"
-	"sync/atomic"
+	"errors"
+	"fmt"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
-
-// Buf is reference-counted, page-aligned memory from an Arena. Who receives a Buf releases it.
-// The bytes may be written by one owner until they are shared; from then on they are read only.
-type Buf struct {
-	arena *Arena
-	b     []byte
-	refs  atomic.Int32
-}
-
-// Bytes gives the memory; valid until the last reference is released.
-func (b *Buf) Bytes() []byte { return b.b }
-
-// Retain takes a further reference.
-func (b *Buf) Retain() *Buf {
-	if b.refs.Add(1) <= 1 {
-		panic("wire: Retain of a released Buf")
-	}
-	return b
-}
-
-// Release gives one reference back; the last one returns the memory to the arena.
-func (b *Buf) Release() {
-	switch n := b.refs.Add(-1); {
-	case n == 0:
-		b.arena.free(b)
-	case n < 0:
-		panic("wire: double Release of a Buf")
-	}
-}
-
-// Data gives the first n bytes as a Data that owns the caller's reference.
-func (b *Buf) Data(n int) Data { return Data{{Buf: b, B: b.b[:n]}} }
-
-// Arena hands out Bufs. TODO(H1): replace by a memfd mapping with a bound; this placeholder maps anonymously.
-type Arena struct {
-	sizeBytes int
-	used      atomic.Int64
-}
-
-// NewArena makes an arena of at most sizeBytes.
-func NewArena(sizeBytes int) (*Arena, error) { return &Arena{sizeBytes: sizeBytes}, nil }
-
-// Alloc gives a Buf of n bytes (rounded up to whole blocks in memory; Bytes has length n) with one reference.
-// Contents are arbitrary. When the arena is exhausted it waits in order of arrival, until ctx ends.
-func (a *Arena) Alloc(ctx context.Context, n int) (*Buf, error) {
-	size := (n + BlockSize - 1) &^ (BlockSize - 1)
-	m, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		return nil, E("arena.alloc", KindOverLimit, "", err)
-	}
-	a.used.Add(int64(size))
-	b := &Buf{arena: a, b: m[:n]}
-	b.refs.Store(1)
-	return b, nil
-}
-
-// Size gives the bound of the arena in bytes.
-func (a *Arena) Size() int { return a.sizeBytes }
 
 // Use says what memory is wanted for; see Arena.
 type Use uint8
 
 // The uses of memory.
 const (
-	UseRequest  Use = 0 // data of a request of a peer, for a handler
+	UseRequest  Use = 0 // data of a request of a peer, for a handler of this process
 	UseOwn      Use = 1 // what Alloc is for
 	UseResponse Use = 2 // data of an answer that this process waits for
+	useCount        = 3
 )
 
-// AllocFor is Alloc for a given use.
-func (a *Arena) AllocFor(ctx context.Context, n int, use Use) (*Buf, error) { return a.Alloc(ctx, n) }
+// minArenaBytes is the smallest arena that makes sense: a response reserve of a quarter still holds some blocks.
+const minArenaBytes = 64 << 10
 
-// AllocData is Alloc for a given use, in one part or, when no run that long is free, in several of whole blocks.
-func (a *Arena) AllocData(ctx context.Context, n int, use Use) (Data, error) {
-	b, err := a.Alloc(ctx, n)
+// Arena is the memory of a process for file data: one mapping of a memfd, populated as it is used, bounded, from which Bufs
+// are cut by a buddy allocator (arena_buddy.go).
+//
+// When it is exhausted, who wants memory waits in order of arrival among those of the same use. The uses have shares, so that no
+// circle of waits closes. Work on a request of a peer goes: its data lands (UseRequest), its handler takes more (UseOwn: parity,
+// read buffers), and asks other processes, whose answers land (UseResponse). So:
+//
+//   - requests may have at most half of the arena, so handlers that hold request data find the other half for what they need;
+//   - requests and own use together leave a reserve (an eighth, at least MaxDataBytes if that is not over a quarter) that only
+//     responses may have, so an answer can land while everything else is held by those who wait for answers;
+//   - a response is not kept waiting for a long run: where none is free it is cut into parts (AllocData);
+//   - package rpc waits a bounded time for room, then throws the data away and gives the call a KindUnavailable. So even where
+//     responses themselves fill the arena (callers that hold some and wait for more) nothing hangs: someone is refused, gives
+//     back, and tries again.
+//
+// The second and later allocations of one operation in UseOwn are the caller's to order: do not wait without a deadline for
+// memory while holding memory, or take what an operation needs by one Alloc and cut it.
+type Arena struct {
+	// immutable
+	fd     int
+	mem    []byte
+	limits [useCount]int // blocks that may be out, all uses together, after an allocation of this use
+	share  [useCount]int // blocks that this use may have
+	debug  bool
+
+	mu      sync.Mutex
+	buddy   buddy
+	used    [useCount]int // blocks handed out
+	peak    int           // most blocks out since the last Trim
+	waiters [useCount][]*arenaWaiter
+	out     map[*Buf]struct{} // only with debug
+	closed  bool
+}
+
+type arenaWaiter struct {
+	bytes int
+	parts bool // may be cut into parts
+	ready chan struct{}
+	data  Data // valid after ready, nil when the arena was closed
+}
+
+// ArenaOption changes an arena when it is made.
+type ArenaOption func(*Arena)
+
+// ArenaDebug makes the arena find mistakes: Close names where each leaked Buf came from, a double Release names where the first
+// was, and released memory is overwritten. It costs a microsecond or more an allocation; tests use it.
+func ArenaDebug() ArenaOption {
+	return func(a *Arena) { a.debug, a.out = true, map[*Buf]struct{}{} }
+}
+
+// NewArena makes an arena of at most sizeBytes (rounded down to whole blocks).
+func NewArena(sizeBytes int, opts ...ArenaOption) (*Arena, error) {
+	const op = "arena.new"
+	blocks := sizeBytes / BlockSize
+	if sizeBytes < minArenaBytes {
+		return nil, Errorf(op, KindInvalid, "", "an arena of %d bytes; the least is %d", sizeBytes, minArenaBytes)
+	}
+	fd, err := unix.MemfdCreate("crake-arena", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, E(op, KindIO, "memfd", err)
+	}
+	if err := unix.Ftruncate(fd, int64(blocks)*BlockSize); err != nil {
+		_ = unix.Close(fd)
+		return nil, E(op, KindIO, "memfd", err)
+	}
+	mem, err := unix.Mmap(fd, 0, blocks*BlockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, E(op, KindIO, "memfd", err)
+	}
+	reserve := max(blocks/8, min(MaxDataBytes/BlockSize, blocks/4))
+	a := &Arena{
+		fd: fd, mem: mem, buddy: newBuddy(blocks),
+		limits: [useCount]int{UseRequest: blocks - reserve, UseOwn: blocks - reserve, UseResponse: blocks},
+		share:  [useCount]int{UseRequest: blocks / 2, UseOwn: blocks - reserve, UseResponse: blocks},
+	}
+	for _, o := range opts {
+		o(a)
+	}
+	return a, nil
+}
+
+// Size gives the bound of the arena in bytes.
+func (a *Arena) Size() int { return len(a.mem) }
+
+// Used gives the bytes that are handed out.
+func (a *Arena) Used() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return int64(a.usedBlocks()) * BlockSize
+}
+
+func (a *Arena) usedBlocks() int { return a.used[0] + a.used[1] + a.used[2] }
+
+// Alloc gives a Buf of n bytes (rounded up to whole blocks in memory; Bytes has length n) with one reference.
+// Contents are arbitrary. When the arena is exhausted it waits in order of arrival, until ctx ends. Errors: KindOverLimit when n
+// is over MaxDataBytes or can never fit, KindTimeout or KindInterrupted when ctx ended, KindShutdown after Close.
+func (a *Arena) Alloc(ctx context.Context, n int) (*Buf, error) { return a.AllocFor(ctx, n, UseOwn) }
+
+// AllocFor is Alloc for a given use.
+func (a *Arena) AllocFor(ctx context.Context, n int, use Use) (*Buf, error) {
+	d, err := a.get(ctx, n, use, false)
 	if err != nil {
 		return nil, err
 	}
-	return b.Data(n), nil
+	return d[0].Buf, nil
 }
 
-// Used gives the bytes that are handed out.
-func (a *Arena) Used() int64 { return a.used.Load() }
+// AllocData is AllocFor in one part or, when no run that long is free, in several; each but the last is whole blocks.
+func (a *Arena) AllocData(ctx context.Context, n int, use Use) (Data, error) {
+	return a.get(ctx, n, use, true)
+}
 
-// Close unmaps the arena; every Buf must have been released.
-func (a *Arena) Close() error { return nil }
+// TryAlloc is Alloc that does not wait: nil when there is no room at once.
+func (a *Arena) TryAlloc(n int) *Buf {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed || n > MaxDataBytes || len(a.waiters[UseOwn]) > 0 {
+		return nil
+	}
+	if d := a.take(n, UseOwn, false); d != nil {
+		return d[0].Buf
+	}
+	return nil
+}
 
+func (a *Arena) get(ctx context.Context, n int, use Use, parts bool) (Data, error) {
+	const op = "arena.alloc"
+	need := blocksOf(n)
+	if n < 0 || n > MaxDataBytes || need > min(a.limits[use], a.share[use]) {
+		return nil, Errorf(op, KindOverLimit, "", "%d bytes of an arena of %d, of which %d may be had for this use, and at most %d at once",
+			n, a.Size(), min(a.limits[use], a.share[use])*BlockSize, MaxDataBytes)
+	}
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return nil, Errorf(op, KindShutdown, "", "the arena is closed")
+	}
+	if len(a.waiters[use]) == 0 {
+		if d := a.take(n, use, parts); d != nil {
+			a.mu.Unlock()
+			return d, nil
+		}
+	}
+	w := &arenaWaiter{bytes: n, parts: parts, ready: make(chan struct{})}
+	a.waiters[use] = append(a.waiters[use], w)
+	a.mu.Unlock()
+	return a.wait(ctx, w, use)
+}
+
+// wait waits for the memory of w, or until ctx ends.
+func (a *Arena) wait(ctx context.Context, w *arenaWaiter, use Use) (Data, error) {
+	const op = "arena.alloc"
+	select {
+	case <-w.ready:
+	case <-ctx.Done():
+		a.mu.Lock()
+		queue := a.waiters[use]
+		for i, x := range queue {
+			if x == w {
+				a.waiters[use] = append(queue[:i:i], queue[i+1:]...)
+				a.serve() // it may have been the one in the way
+				a.mu.Unlock()
+				kind := KindInterrupted
+				if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+					kind = KindTimeout
+				}
+				return nil, Errorf(op, kind, "", "no room for %d bytes in an arena of %d: %w", w.bytes, a.Size(), ctx.Err())
+			}
+		}
+		a.mu.Unlock()
+		<-w.ready // it has just been served
+	}
+	if w.data == nil {
+		return nil, Errorf(op, KindShutdown, "", "the arena is closed")
+	}
+	return w.data, nil
+}
+
+// take cuts n bytes out, or gives nil when they do not fit now.
+// Preconditions: a.mu is held.
+func (a *Arena) take(n int, use Use, parts bool) Data {
+	need := blocksOf(n)
+	if a.usedBlocks()+need > a.limits[use] || a.used[use]+need > a.share[use] {
+		return nil
+	}
+	start := a.buddy.alloc(need)
+	if start < 0 && !parts {
+		return nil
+	}
+	a.used[use] += need
+	a.peak = max(a.peak, a.usedBlocks())
+	if start >= 0 {
+		return a.newBuf(start, need, n, use).Data(n)
+	}
+	var d Data
+	for left := n; left > 0; {
+		blocks := min(blocksOf(left), a.buddy.largest())
+		got := min(left, blocks*BlockSize)
+		d = append(d, a.newBuf(a.buddy.alloc(blocks), blocks, got, use).Data(got)...)
+		left -= got
+	}
+	return d
+}
+
+func (a *Arena) newBuf(start, blocks, n int, use Use) *Buf {
+	if start < 0 {
+		panic("wire: the arena's books do not match its free blocks")
+	}
+	off := start * BlockSize
+	b := &Buf{arena: a, b: a.mem[off : off+n : off+blocks*BlockSize], use: use}
+	b.refs.Store(1)
+	if a.debug {
+		b.from = callers()
+		a.out[b] = struct{}{}
+	}
+	return b
+}
+
+// free takes the memory of b back; Buf.Release calls it with the last reference.
 func (a *Arena) free(b *Buf) {
-	m := unsafe.Slice(unsafe.SliceData(b.b), cap(b.b))
-	a.used.Add(-int64(len(m)))
-	_ = unix.Munmap(m)
+	off := int(uintptr(unsafe.Pointer(unsafe.SliceData(b.b))) - uintptr(unsafe.Pointer(unsafe.SliceData(a.mem))))
+	blocks := cap(b.b) / BlockSize
+	if a.debug {
+		b.freed = callers()
+		poison(a.mem[off : off+blocks*BlockSize])
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.out, b)
+	a.buddy.free(off/BlockSize, blocks)
+	a.used[b.use] -= blocks
+	a.serve()
 }
+
+// serve gives memory to those who wait: responses first, each use in order of arrival.
+// Preconditions: a.mu is held.
+func (a *Arena) serve() {
+	for use := useCount - 1; use >= 0; use-- {
+		for len(a.waiters[use]) > 0 {
+			w := a.waiters[use][0]
+			d := a.take(w.bytes, Use(use), w.parts)
+			if d == nil {
+				break
+			}
+			a.waiters[use] = a.waiters[use][1:]
+			w.data = d
+			close(w.ready)
+		}
+	}
+}
+
+// Trim gives memory back to the system that has not been needed since the last Trim, and tells how many bytes: what was touched
+// beyond the most that was out at once. Call it now and then, such as every ten seconds.
+func (a *Arena) Trim() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return 0
+	}
+	excess := a.buddy.touchedBlocks() - max(a.peak, a.usedBlocks())
+	a.peak = a.usedBlocks()
+	given := a.buddy.untouch(excess, func(start, blocks int) bool {
+		// Under the lock: a few tens of microseconds a MiB, for memory that was idle.
+		return unix.Fallocate(a.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(start)*BlockSize, int64(blocks)*BlockSize) == nil
+	})
+	return given * BlockSize
+}
+
+// Close unmaps the arena; every Buf must have been released: otherwise it is an error that tells what is out (with ArenaDebug:
+// from where), and the memory stays. Who waits gets KindShutdown.
+func (a *Arena) Close() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil
+	}
+	for use := range a.waiters {
+		for _, w := range a.waiters[use] {
+			close(w.ready)
+		}
+		a.waiters[use] = nil
+	}
+	if a.usedBlocks() > 0 {
+		return Errorf("arena.close", KindInvalid, "", "%s", a.leaks())
+	}
+	a.closed = true
+	return errors.Join(unix.Munmap(a.mem), unix.Close(a.fd))
+}
+
+// leaks describes what is out.
+func (a *Arena) leaks() string {
+	s := fmt.Sprintf("not released: %d bytes of requests, %d of own use, %d of responses",
+		a.used[UseRequest]*BlockSize, a.used[UseOwn]*BlockSize, a.used[UseResponse]*BlockSize)
+	n := 0
+	for b := range a.out {
+		if n++; n > 10 {
+			s += "\n..."
+			break
+		}
+		s += fmt.Sprintf("\n%d bytes, %d references, from\n%s", len(b.b), b.refs.Load(), stackText(b.from))
+	}
+	return s
+}
+
+func blocksOf(n int) int { return max(1, (n+BlockSize-1)/BlockSize) }

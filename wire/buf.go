@@ -1,5 +1,50 @@
 package wire
 
+import "sync/atomic"
+
+// Buf is reference-counted, page-aligned memory from an Arena. Who receives a Buf releases it.
+// The bytes may be written by one owner until they are shared; from then on they are read only.
+type Buf struct {
+	arena *Arena
+	b     []byte // its capacity is all of the Buf's memory
+	use   Use
+	refs  atomic.Int32
+
+	// with ArenaDebug: where it was made and where the last reference was released
+	from, freed []uintptr
+}
+
+// Bytes gives the memory; valid until the last reference is released.
+func (b *Buf) Bytes() []byte { return b.b }
+
+// Retain takes a further reference.
+func (b *Buf) Retain() *Buf {
+	if b.refs.Add(1) <= 1 {
+		panic("wire: Retain of a released Buf" + b.history())
+	}
+	return b
+}
+
+// Release gives one reference back; the last one returns the memory to the arena.
+func (b *Buf) Release() {
+	switch n := b.refs.Add(-1); {
+	case n == 0:
+		b.arena.free(b)
+	case n < 0:
+		panic("wire: double Release of a Buf" + b.history())
+	}
+}
+
+func (b *Buf) history() string {
+	if b.from == nil {
+		return ""
+	}
+	return ", made at\n" + stackText(b.from) + "and released at\n" + stackText(b.freed)
+}
+
+// Data gives the first n bytes as a Data that owns the caller's reference.
+func (b *Buf) Data(n int) Data { return Data{{Buf: b, B: b.b[:n]}} }
+
 // Slice is a part of a Buf: B lies in Buf's memory.
 type Slice struct {
 	Buf *Buf

@@ -51,7 +51,7 @@ func newWorld(t testing.TB, transport string) *world {
 }
 
 func testArena(t testing.TB, size int) *wire.Arena {
-	a, err := wire.NewArena(size)
+	a, err := wire.NewArena(size, wire.ArenaDebug())
 	if err != nil {
 		t.Fatal(err)
 	}
