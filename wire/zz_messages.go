@@ -2,7 +2,10 @@
 
 package wire
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"unsafe"
+)
 
 // Append encodes m at the end of b.
 func (m *AppendReq) Append(b []byte) []byte {
@@ -15,7 +18,7 @@ func (m *AppendReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *AppendReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("AppendReq")
 }
@@ -35,7 +38,7 @@ func (m *AppendResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *AppendResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("AppendResp")
 }
@@ -64,7 +67,7 @@ func (m *Attr) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *Attr) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("Attr")
 }
@@ -100,7 +103,7 @@ func (m *AttrResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *AttrResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("AttrResp")
 }
@@ -108,10 +111,10 @@ func (m *AttrResp) Decode(b []byte) error {
 func (m *AttrResp) decode(d *decoder) {
 	sub3 := d.sub()
 	m.Attr.decode(&sub3)
-	d.bad = d.bad || sub3.bad
+	d.join(&sub3)
 	sub4 := d.sub()
 	m.Lease.decode(&sub4)
-	d.bad = d.bad || sub4.bad
+	d.join(&sub4)
 }
 
 // Append encodes m at the end of b.
@@ -123,7 +126,7 @@ func (m *BucketOwner) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *BucketOwner) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("BucketOwner")
 }
@@ -144,7 +147,7 @@ func (m *BucketReport) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *BucketReport) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("BucketReport")
 }
@@ -164,7 +167,7 @@ func (m *BucketStatReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *BucketStatReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("BucketStatReq")
 }
@@ -192,7 +195,7 @@ func (m *BucketStatResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *BucketStatResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("BucketStatResp")
 }
@@ -222,53 +225,53 @@ func (m *ClusterMap) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.LeaseMs))
 	b = appendStr(b, m.Name)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Processes)))
-	for i5 := range m.Processes {
-		var at6 int
-		b, at6 = beginStruct(b)
-		b = m.Processes[i5].Append(b)
-		b = endStruct(b, at6)
+	for i1 := range m.Processes {
+		var at2 int
+		b, at2 = beginStruct(b)
+		b = m.Processes[i1].Append(b)
+		b = endStruct(b, at2)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i7 := range m.Drives {
-		var at8 int
-		b, at8 = beginStruct(b)
-		b = m.Drives[i7].Append(b)
-		b = endStruct(b, at8)
+	for i3 := range m.Drives {
+		var at4 int
+		b, at4 = beginStruct(b)
+		b = m.Drives[i3].Append(b)
+		b = endStruct(b, at4)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.PGs)))
-	for i9 := range m.PGs {
-		var at10 int
-		b, at10 = beginStruct(b)
-		b = m.PGs[i9].Append(b)
-		b = endStruct(b, at10)
+	for i5 := range m.PGs {
+		var at6 int
+		b, at6 = beginStruct(b)
+		b = m.PGs[i5].Append(b)
+		b = endStruct(b, at6)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Owners)))
-	for i11 := range m.Owners {
-		var at12 int
-		b, at12 = beginStruct(b)
-		b = m.Owners[i11].Append(b)
-		b = endStruct(b, at12)
+	for i7 := range m.Owners {
+		var at8 int
+		b, at8 = beginStruct(b)
+		b = m.Owners[i7].Append(b)
+		b = endStruct(b, at8)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.FSs)))
-	for i13 := range m.FSs {
-		var at14 int
-		b, at14 = beginStruct(b)
-		b = m.FSs[i13].Append(b)
-		b = endStruct(b, at14)
+	for i9 := range m.FSs {
+		var at10 int
+		b, at10 = beginStruct(b)
+		b = m.FSs[i9].Append(b)
+		b = endStruct(b, at10)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Sessions)))
-	for i15 := range m.Sessions {
-		var at16 int
-		b, at16 = beginStruct(b)
-		b = m.Sessions[i15].Append(b)
-		b = endStruct(b, at16)
+	for i11 := range m.Sessions {
+		var at12 int
+		b, at12 = beginStruct(b)
+		b = m.Sessions[i11].Append(b)
+		b = endStruct(b, at12)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *ClusterMap) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ClusterMap")
 }
@@ -283,67 +286,73 @@ func (m *ClusterMap) decode(d *decoder) {
 	m.LeaseMs = uint32(d.u32())
 	m.Name = string(d.str())
 	m.Processes = nil
-	if n17 := d.count(4); n17 > 0 {
-		m.Processes = make([]ProcInfo, n17)
+	if n13 := d.list(4, unsafe.Sizeof(m.Processes[0])); n13 > 0 {
+		m.Processes = make([]ProcInfo, n13)
 		for i := range m.Processes {
-			sub18 := d.sub()
-			m.Processes[i].decode(&sub18)
-			d.bad = d.bad || sub18.bad
+			d.more()
+			sub14 := d.sub()
+			m.Processes[i].decode(&sub14)
+			d.join(&sub14)
 		}
 	}
 	m.Drives = nil
-	if n19 := d.count(4); n19 > 0 {
-		m.Drives = make([]DriveInfo, n19)
+	if n15 := d.list(4, unsafe.Sizeof(m.Drives[0])); n15 > 0 {
+		m.Drives = make([]DriveInfo, n15)
 		for i := range m.Drives {
-			sub20 := d.sub()
-			m.Drives[i].decode(&sub20)
-			d.bad = d.bad || sub20.bad
+			d.more()
+			sub16 := d.sub()
+			m.Drives[i].decode(&sub16)
+			d.join(&sub16)
 		}
 	}
 	m.PGs = nil
-	if n21 := d.count(4); n21 > 0 {
-		m.PGs = make([]PGInfo, n21)
+	if n17 := d.list(4, unsafe.Sizeof(m.PGs[0])); n17 > 0 {
+		m.PGs = make([]PGInfo, n17)
 		for i := range m.PGs {
-			sub22 := d.sub()
-			m.PGs[i].decode(&sub22)
-			d.bad = d.bad || sub22.bad
+			d.more()
+			sub18 := d.sub()
+			m.PGs[i].decode(&sub18)
+			d.join(&sub18)
 		}
 	}
 	m.Owners = nil
-	if n23 := d.count(4); n23 > 0 {
-		m.Owners = make([]BucketOwner, n23)
+	if n19 := d.list(4, unsafe.Sizeof(m.Owners[0])); n19 > 0 {
+		m.Owners = make([]BucketOwner, n19)
 		for i := range m.Owners {
-			sub24 := d.sub()
-			m.Owners[i].decode(&sub24)
-			d.bad = d.bad || sub24.bad
+			d.more()
+			sub20 := d.sub()
+			m.Owners[i].decode(&sub20)
+			d.join(&sub20)
 		}
 	}
 	m.FSs = nil
-	if n25 := d.count(4); n25 > 0 {
-		m.FSs = make([]FSInfo, n25)
+	if n21 := d.list(4, unsafe.Sizeof(m.FSs[0])); n21 > 0 {
+		m.FSs = make([]FSInfo, n21)
 		for i := range m.FSs {
-			sub26 := d.sub()
-			m.FSs[i].decode(&sub26)
-			d.bad = d.bad || sub26.bad
+			d.more()
+			sub22 := d.sub()
+			m.FSs[i].decode(&sub22)
+			d.join(&sub22)
 		}
 	}
 	m.Sessions = nil
-	if n27 := d.count(4); n27 > 0 {
-		m.Sessions = make([]SessionInfo, n27)
+	if n23 := d.list(4, unsafe.Sizeof(m.Sessions[0])); n23 > 0 {
+		m.Sessions = make([]SessionInfo, n23)
 		for i := range m.Sessions {
-			sub28 := d.sub()
-			m.Sessions[i].decode(&sub28)
-			d.bad = d.bad || sub28.bad
+			d.more()
+			sub24 := d.sub()
+			m.Sessions[i].decode(&sub24)
+			d.join(&sub24)
 		}
 	}
 }
 
 // Append encodes m at the end of b.
 func (m *CreateReq) Append(b []byte) []byte {
-	var at29 int
-	b, at29 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at29)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Parent))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Mode))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.UID))
@@ -359,15 +368,15 @@ func (m *CreateReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *CreateReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("CreateReq")
 }
 
 func (m *CreateReq) decode(d *decoder) {
-	sub30 := d.sub()
-	m.Op.decode(&sub30)
-	d.bad = d.bad || sub30.bad
+	sub2 := d.sub()
+	m.Op.decode(&sub2)
+	d.join(&sub2)
 	m.Parent = Ino(d.u64())
 	m.Mode = uint32(d.u32())
 	m.UID = uint32(d.u32())
@@ -385,15 +394,15 @@ func (m *DeleteReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Drive))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Epoch))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.IDs)))
-	for i31 := range m.IDs {
-		b = m.IDs[i31].Append(b)
+	for i1 := range m.IDs {
+		b = m.IDs[i1].Append(b)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *DeleteReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("DeleteReq")
 }
@@ -402,9 +411,10 @@ func (m *DeleteReq) decode(d *decoder) {
 	m.Drive = DriveID(d.u32())
 	m.Epoch = Epoch(d.u64())
 	m.IDs = nil
-	if n32 := d.count(4); n32 > 0 {
-		m.IDs = make([]StripID, n32)
+	if n2 := d.list(16, unsafe.Sizeof(m.IDs[0])); n2 > 0 {
+		m.IDs = make([]StripID, n2)
 		for i := range m.IDs {
+			d.more()
 			m.IDs[i].decode(d)
 		}
 	}
@@ -417,16 +427,16 @@ func (m *DirEntry) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Type))
 	b = appendBool(b, bool(m.HasAttr))
 	b = appendStr(b, m.Name)
-	var at33 int
-	b, at33 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Attr.Append(b)
-	b = endStruct(b, at33)
+	b = endStruct(b, at1)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *DirEntry) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("DirEntry")
 }
@@ -437,9 +447,9 @@ func (m *DirEntry) decode(d *decoder) {
 	m.Type = uint32(d.u32())
 	m.HasAttr = bool(d.u8() != 0)
 	m.Name = string(d.str())
-	sub34 := d.sub()
-	m.Attr.decode(&sub34)
-	d.bad = d.bad || sub34.bad
+	sub2 := d.sub()
+	m.Attr.decode(&sub2)
+	d.join(&sub2)
 }
 
 // Append encodes m at the end of b.
@@ -456,7 +466,7 @@ func (m *DriveInfo) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *DriveInfo) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("DriveInfo")
 }
@@ -479,7 +489,7 @@ func (m *DriveStatReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *DriveStatReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("DriveStatReq")
 }
@@ -508,7 +518,7 @@ func (m *DriveStatResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *DriveStatResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("DriveStatResp")
 }
@@ -534,10 +544,7 @@ func (m *DropRegionsReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.FromOff))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Regions)))
-	for i35 := range m.Regions {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Regions[i35]))
-	}
+	b = appendU64s(b, m.Regions)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Seq))
 	b = appendBool(b, bool(m.Last))
 	b = appendBool(b, bool(m.Gone))
@@ -546,7 +553,7 @@ func (m *DropRegionsReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *DropRegionsReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("DropRegionsReq")
 }
@@ -555,13 +562,7 @@ func (m *DropRegionsReq) decode(d *decoder) {
 	m.Bucket = BucketID(d.u16())
 	m.Ino = Ino(d.u64())
 	m.FromOff = uint64(d.u64())
-	m.Regions = nil
-	if n36 := d.count(8); n36 > 0 {
-		m.Regions = make([]uint64, n36)
-		for i := range m.Regions {
-			m.Regions[i] = uint64(d.u64())
-		}
-	}
+	m.Regions = decodeU64s[uint64](d)
 	m.Seq = uint64(d.u64())
 	m.Last = bool(d.u8() != 0)
 	m.Gone = bool(d.u8() != 0)
@@ -569,24 +570,24 @@ func (m *DropRegionsReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *DropRegionsResp) Append(b []byte) []byte {
-	var at37 int
-	b, at37 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Blocks.Append(b)
-	b = endStruct(b, at37)
+	b = endStruct(b, at1)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *DropRegionsResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("DropRegionsResp")
 }
 
 func (m *DropRegionsResp) decode(d *decoder) {
-	sub38 := d.sub()
-	m.Blocks.decode(&sub38)
-	d.bad = d.bad || sub38.bad
+	sub2 := d.sub()
+	m.Blocks.decode(&sub2)
+	d.join(&sub2)
 }
 
 // Append encodes m at the end of b.
@@ -596,7 +597,7 @@ func (m *Empty) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *Empty) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("Empty")
 }
@@ -609,24 +610,24 @@ func (m *EntryResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Type))
 	b = appendBool(b, bool(m.HasAttr))
-	var at39 int
-	b, at39 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Attr.Append(b)
-	b = endStruct(b, at39)
-	var at40 int
-	b, at40 = beginStruct(b)
+	b = endStruct(b, at1)
+	var at2 int
+	b, at2 = beginStruct(b)
 	b = m.Lease.Append(b)
-	b = endStruct(b, at40)
-	var at41 int
-	b, at41 = beginStruct(b)
+	b = endStruct(b, at2)
+	var at3 int
+	b, at3 = beginStruct(b)
 	b = m.Parent.Append(b)
-	b = endStruct(b, at41)
+	b = endStruct(b, at3)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *EntryResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("EntryResp")
 }
@@ -635,15 +636,15 @@ func (m *EntryResp) decode(d *decoder) {
 	m.Ino = Ino(d.u64())
 	m.Type = uint32(d.u32())
 	m.HasAttr = bool(d.u8() != 0)
-	sub42 := d.sub()
-	m.Attr.decode(&sub42)
-	d.bad = d.bad || sub42.bad
-	sub43 := d.sub()
-	m.Lease.decode(&sub43)
-	d.bad = d.bad || sub43.bad
-	sub44 := d.sub()
-	m.Parent.decode(&sub44)
-	d.bad = d.bad || sub44.bad
+	sub4 := d.sub()
+	m.Attr.decode(&sub4)
+	d.join(&sub4)
+	sub5 := d.sub()
+	m.Lease.decode(&sub5)
+	d.join(&sub5)
+	sub6 := d.sub()
+	m.Parent.decode(&sub6)
+	d.join(&sub6)
 }
 
 // Append encodes m at the end of b.
@@ -656,7 +657,7 @@ func (m *ErrorBody) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *ErrorBody) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ErrorBody")
 }
@@ -679,7 +680,7 @@ func (m *EventReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *EventReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("EventReq")
 }
@@ -701,7 +702,7 @@ func (m *EvictReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *EvictReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("EvictReq")
 }
@@ -717,16 +718,13 @@ func (m *Extent) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Len))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Loc))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Block))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Sums)))
-	for i45 := range m.Sums {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i45]))
-	}
+	b = appendU64s(b, m.Sums)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *Extent) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("Extent")
 }
@@ -736,13 +734,7 @@ func (m *Extent) decode(d *decoder) {
 	m.Len = uint64(d.u64())
 	m.Loc = uint32(d.u32())
 	m.Block = uint32(d.u32())
-	m.Sums = nil
-	if n46 := d.count(8); n46 > 0 {
-		m.Sums = make([]uint64, n46)
-		for i := range m.Sums {
-			m.Sums[i] = uint64(d.u64())
-		}
-	}
+	m.Sums = decodeU64s[uint64](d)
 }
 
 // Append encodes m at the end of b.
@@ -756,7 +748,7 @@ func (m *ExtentsReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *ExtentsReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ExtentsReq")
 }
@@ -773,25 +765,25 @@ func (m *ExtentsResp) Append(b []byte) []byte {
 	b = appendBool(b, bool(m.HasInline))
 	b = appendStr(b, m.Inline)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Locations)))
-	for i47 := range m.Locations {
-		var at48 int
-		b, at48 = beginStruct(b)
-		b = m.Locations[i47].Append(b)
-		b = endStruct(b, at48)
+	for i1 := range m.Locations {
+		var at2 int
+		b, at2 = beginStruct(b)
+		b = m.Locations[i1].Append(b)
+		b = endStruct(b, at2)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Extents)))
-	for i49 := range m.Extents {
-		var at50 int
-		b, at50 = beginStruct(b)
-		b = m.Extents[i49].Append(b)
-		b = endStruct(b, at50)
+	for i3 := range m.Extents {
+		var at4 int
+		b, at4 = beginStruct(b)
+		b = m.Extents[i3].Append(b)
+		b = endStruct(b, at4)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *ExtentsResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ExtentsResp")
 }
@@ -800,21 +792,23 @@ func (m *ExtentsResp) decode(d *decoder) {
 	m.HasInline = bool(d.u8() != 0)
 	m.Inline = d.bytes()
 	m.Locations = nil
-	if n51 := d.count(4); n51 > 0 {
-		m.Locations = make([]Location, n51)
+	if n5 := d.list(4, unsafe.Sizeof(m.Locations[0])); n5 > 0 {
+		m.Locations = make([]Location, n5)
 		for i := range m.Locations {
-			sub52 := d.sub()
-			m.Locations[i].decode(&sub52)
-			d.bad = d.bad || sub52.bad
+			d.more()
+			sub6 := d.sub()
+			m.Locations[i].decode(&sub6)
+			d.join(&sub6)
 		}
 	}
 	m.Extents = nil
-	if n53 := d.count(4); n53 > 0 {
-		m.Extents = make([]Extent, n53)
+	if n7 := d.list(4, unsafe.Sizeof(m.Extents[0])); n7 > 0 {
+		m.Extents = make([]Extent, n7)
 		for i := range m.Extents {
-			sub54 := d.sub()
-			m.Extents[i].decode(&sub54)
-			d.bad = d.bad || sub54.bad
+			d.more()
+			sub8 := d.sub()
+			m.Extents[i].decode(&sub8)
+			d.join(&sub8)
 		}
 	}
 }
@@ -830,7 +824,7 @@ func (m *FSInfo) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *FSInfo) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("FSInfo")
 }
@@ -852,7 +846,7 @@ func (m *FenceReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *FenceReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("FenceReq")
 }
@@ -868,11 +862,11 @@ func (m *FileWrite) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Region))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Runs)))
-	for i55 := range m.Runs {
-		var at56 int
-		b, at56 = beginStruct(b)
-		b = m.Runs[i55].Append(b)
-		b = endStruct(b, at56)
+	for i1 := range m.Runs {
+		var at2 int
+		b, at2 = beginStruct(b)
+		b = m.Runs[i1].Append(b)
+		b = endStruct(b, at2)
 	}
 	b = appendBool(b, bool(m.Publish))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Size))
@@ -882,7 +876,7 @@ func (m *FileWrite) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *FileWrite) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("FileWrite")
 }
@@ -891,12 +885,13 @@ func (m *FileWrite) decode(d *decoder) {
 	m.Ino = Ino(d.u64())
 	m.Region = uint64(d.u64())
 	m.Runs = nil
-	if n57 := d.count(4); n57 > 0 {
-		m.Runs = make([]WriteRun, n57)
+	if n3 := d.list(4, unsafe.Sizeof(m.Runs[0])); n3 > 0 {
+		m.Runs = make([]WriteRun, n3)
 		for i := range m.Runs {
-			sub58 := d.sub()
-			m.Runs[i].decode(&sub58)
-			d.bad = d.bad || sub58.bad
+			d.more()
+			sub4 := d.sub()
+			m.Runs[i].decode(&sub4)
+			d.join(&sub4)
 		}
 	}
 	m.Publish = bool(d.u8() != 0)
@@ -914,7 +909,7 @@ func (m *GetAttrReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *GetAttrReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("GetAttrReq")
 }
@@ -934,7 +929,7 @@ func (m *GoodbyeReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *GoodbyeReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("GoodbyeReq")
 }
@@ -954,25 +949,25 @@ func (m *HeartbeatReq) Append(b []byte) []byte {
 	b = appendBool(b, bool(m.Ready))
 	b = appendStr(b, m.Note)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Buckets)))
-	for i59 := range m.Buckets {
-		var at60 int
-		b, at60 = beginStruct(b)
-		b = m.Buckets[i59].Append(b)
-		b = endStruct(b, at60)
+	for i1 := range m.Buckets {
+		var at2 int
+		b, at2 = beginStruct(b)
+		b = m.Buckets[i1].Append(b)
+		b = endStruct(b, at2)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i61 := range m.Drives {
-		var at62 int
-		b, at62 = beginStruct(b)
-		b = m.Drives[i61].Append(b)
-		b = endStruct(b, at62)
+	for i3 := range m.Drives {
+		var at4 int
+		b, at4 = beginStruct(b)
+		b = m.Drives[i3].Append(b)
+		b = endStruct(b, at4)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *HeartbeatReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("HeartbeatReq")
 }
@@ -986,21 +981,23 @@ func (m *HeartbeatReq) decode(d *decoder) {
 	m.Ready = bool(d.u8() != 0)
 	m.Note = string(d.str())
 	m.Buckets = nil
-	if n63 := d.count(4); n63 > 0 {
-		m.Buckets = make([]BucketReport, n63)
+	if n5 := d.list(4, unsafe.Sizeof(m.Buckets[0])); n5 > 0 {
+		m.Buckets = make([]BucketReport, n5)
 		for i := range m.Buckets {
-			sub64 := d.sub()
-			m.Buckets[i].decode(&sub64)
-			d.bad = d.bad || sub64.bad
+			d.more()
+			sub6 := d.sub()
+			m.Buckets[i].decode(&sub6)
+			d.join(&sub6)
 		}
 	}
 	m.Drives = nil
-	if n65 := d.count(4); n65 > 0 {
-		m.Drives = make([]DriveStatResp, n65)
+	if n7 := d.list(4, unsafe.Sizeof(m.Drives[0])); n7 > 0 {
+		m.Drives = make([]DriveStatResp, n7)
 		for i := range m.Drives {
-			sub66 := d.sub()
-			m.Drives[i].decode(&sub66)
-			d.bad = d.bad || sub66.bad
+			d.more()
+			sub8 := d.sub()
+			m.Drives[i].decode(&sub8)
+			d.join(&sub8)
 		}
 	}
 }
@@ -1014,7 +1011,7 @@ func (m *HeartbeatResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *HeartbeatResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("HeartbeatResp")
 }
@@ -1033,7 +1030,7 @@ func (m *HeldLease) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *HeldLease) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("HeldLease")
 }
@@ -1052,7 +1049,7 @@ func (m *Lease) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *Lease) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("Lease")
 }
@@ -1066,20 +1063,14 @@ func (m *Lease) decode(d *decoder) {
 func (m *LeaseDropReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Inos)))
-	for i67 := range m.Inos {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Inos[i67]))
-	}
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Seqs)))
-	for i68 := range m.Seqs {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Seqs[i68]))
-	}
+	b = appendU64s(b, m.Inos)
+	b = appendU64s(b, m.Seqs)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *LeaseDropReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("LeaseDropReq")
 }
@@ -1087,28 +1078,16 @@ func (m *LeaseDropReq) Decode(b []byte) error {
 func (m *LeaseDropReq) decode(d *decoder) {
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
-	m.Inos = nil
-	if n69 := d.count(8); n69 > 0 {
-		m.Inos = make([]Ino, n69)
-		for i := range m.Inos {
-			m.Inos[i] = Ino(d.u64())
-		}
-	}
-	m.Seqs = nil
-	if n70 := d.count(8); n70 > 0 {
-		m.Seqs = make([]uint64, n70)
-		for i := range m.Seqs {
-			m.Seqs[i] = uint64(d.u64())
-		}
-	}
+	m.Inos = decodeU64s[Ino](d)
+	m.Seqs = decodeU64s[uint64](d)
 }
 
 // Append encodes m at the end of b.
 func (m *LinkReq) Append(b []byte) []byte {
-	var at71 int
-	b, at71 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at71)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Parent))
 	b = appendStr(b, m.Name)
@@ -1117,15 +1096,15 @@ func (m *LinkReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *LinkReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("LinkReq")
 }
 
 func (m *LinkReq) decode(d *decoder) {
-	sub72 := d.sub()
-	m.Op.decode(&sub72)
-	d.bad = d.bad || sub72.bad
+	sub2 := d.sub()
+	m.Op.decode(&sub2)
+	d.join(&sub2)
 	m.Ino = Ino(d.u64())
 	m.Parent = Ino(d.u64())
 	m.Name = string(d.str())
@@ -1142,7 +1121,7 @@ func (m *ListEntry) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *ListEntry) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ListEntry")
 }
@@ -1166,7 +1145,7 @@ func (m *ListReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *ListReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ListReq")
 }
@@ -1182,11 +1161,11 @@ func (m *ListReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *ListResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Entries)))
-	for i73 := range m.Entries {
-		var at74 int
-		b, at74 = beginStruct(b)
-		b = m.Entries[i73].Append(b)
-		b = endStruct(b, at74)
+	for i1 := range m.Entries {
+		var at2 int
+		b, at2 = beginStruct(b)
+		b = m.Entries[i1].Append(b)
+		b = endStruct(b, at2)
 	}
 	b = appendBool(b, bool(m.More))
 	return b
@@ -1194,19 +1173,20 @@ func (m *ListResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *ListResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ListResp")
 }
 
 func (m *ListResp) decode(d *decoder) {
 	m.Entries = nil
-	if n75 := d.count(4); n75 > 0 {
-		m.Entries = make([]ListEntry, n75)
+	if n3 := d.list(4, unsafe.Sizeof(m.Entries[0])); n3 > 0 {
+		m.Entries = make([]ListEntry, n3)
 		for i := range m.Entries {
-			sub76 := d.sub()
-			m.Entries[i].decode(&sub76)
-			d.bad = d.bad || sub76.bad
+			d.more()
+			sub4 := d.sub()
+			m.Entries[i].decode(&sub4)
+			d.join(&sub4)
 		}
 	}
 	m.More = bool(d.u8() != 0)
@@ -1220,16 +1200,13 @@ func (m *Location) Append(b []byte) []byte {
 	b = appendBool(b, bool(m.Degraded))
 	b = m.ID.Append(b)
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Blocks))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i77 := range m.Drives {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Drives[i77]))
-	}
+	b = appendU32s(b, m.Drives)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *Location) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("Location")
 }
@@ -1241,21 +1218,15 @@ func (m *Location) decode(d *decoder) {
 	m.Degraded = bool(d.u8() != 0)
 	m.ID.decode(d)
 	m.Blocks = uint32(d.u32())
-	m.Drives = nil
-	if n78 := d.count(4); n78 > 0 {
-		m.Drives = make([]DriveID, n78)
-		for i := range m.Drives {
-			m.Drives[i] = DriveID(d.u32())
-		}
-	}
+	m.Drives = decodeU32s[DriveID](d)
 }
 
 // Append encodes m at the end of b.
 func (m *LockReq) Append(b []byte) []byte {
-	var at79 int
-	b, at79 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at79)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Owner))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Start))
@@ -1270,15 +1241,15 @@ func (m *LockReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *LockReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("LockReq")
 }
 
 func (m *LockReq) decode(d *decoder) {
-	sub80 := d.sub()
-	m.Op.decode(&sub80)
-	d.bad = d.bad || sub80.bad
+	sub2 := d.sub()
+	m.Op.decode(&sub2)
+	d.join(&sub2)
 	m.Ino = Ino(d.u64())
 	m.Owner = uint64(d.u64())
 	m.Start = uint64(d.u64())
@@ -1301,7 +1272,7 @@ func (m *LockResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *LockResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("LockResp")
 }
@@ -1324,7 +1295,7 @@ func (m *LookupReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *LookupReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("LookupReq")
 }
@@ -1348,7 +1319,7 @@ func (m *MakeRootReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *MakeRootReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("MakeRootReq")
 }
@@ -1371,7 +1342,7 @@ func (m *OpID) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *OpID) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("OpID")
 }
@@ -1393,7 +1364,7 @@ func (m *OpenReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *OpenReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("OpenReq")
 }
@@ -1407,101 +1378,83 @@ func (m *OpenReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *OpenResp) Append(b []byte) []byte {
-	var at81 int
-	b, at81 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Attr.Append(b)
-	b = endStruct(b, at81)
-	var at82 int
-	b, at82 = beginStruct(b)
+	b = endStruct(b, at1)
+	var at2 int
+	b, at2 = beginStruct(b)
 	b = m.Lease.Append(b)
-	b = endStruct(b, at82)
-	var at83 int
-	b, at83 = beginStruct(b)
+	b = endStruct(b, at2)
+	var at3 int
+	b, at3 = beginStruct(b)
 	b = m.Extents.Append(b)
-	b = endStruct(b, at83)
+	b = endStruct(b, at3)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *OpenResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("OpenResp")
 }
 
 func (m *OpenResp) decode(d *decoder) {
-	sub84 := d.sub()
-	m.Attr.decode(&sub84)
-	d.bad = d.bad || sub84.bad
-	sub85 := d.sub()
-	m.Lease.decode(&sub85)
-	d.bad = d.bad || sub85.bad
-	sub86 := d.sub()
-	m.Extents.decode(&sub86)
-	d.bad = d.bad || sub86.bad
+	sub4 := d.sub()
+	m.Attr.decode(&sub4)
+	d.join(&sub4)
+	sub5 := d.sub()
+	m.Lease.decode(&sub5)
+	d.join(&sub5)
+	sub6 := d.sub()
+	m.Extents.decode(&sub6)
+	d.join(&sub6)
 }
 
 // Append encodes m at the end of b.
 func (m *PGInfo) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.ID))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i87 := range m.Drives {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Drives[i87]))
-	}
+	b = appendU32s(b, m.Drives)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *PGInfo) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("PGInfo")
 }
 
 func (m *PGInfo) decode(d *decoder) {
 	m.ID = PGID(d.u32())
-	m.Drives = nil
-	if n88 := d.count(4); n88 > 0 {
-		m.Drives = make([]DriveID, n88)
-		for i := range m.Drives {
-			m.Drives[i] = DriveID(d.u32())
-		}
-	}
+	m.Drives = decodeU32s[DriveID](d)
 }
 
 // Append encodes m at the end of b.
 func (m *PrepareReq) Append(b []byte) []byte {
-	var at89 int
-	b, at89 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at89)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Regions)))
-	for i90 := range m.Regions {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Regions[i90]))
-	}
+	b = appendU64s(b, m.Regions)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *PrepareReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("PrepareReq")
 }
 
 func (m *PrepareReq) decode(d *decoder) {
-	sub91 := d.sub()
-	m.Op.decode(&sub91)
-	d.bad = d.bad || sub91.bad
+	sub2 := d.sub()
+	m.Op.decode(&sub2)
+	d.join(&sub2)
 	m.Ino = Ino(d.u64())
-	m.Regions = nil
-	if n92 := d.count(8); n92 > 0 {
-		m.Regions = make([]uint64, n92)
-		for i := range m.Regions {
-			m.Regions[i] = uint64(d.u64())
-		}
-	}
+	m.Regions = decodeU64s[uint64](d)
 }
 
 // Append encodes m at the end of b.
@@ -1515,19 +1468,16 @@ func (m *ProcInfo) Append(b []byte) []byte {
 	b = appendStr(b, m.Name)
 	b = appendStr(b, m.Version)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Addrs)))
-	for i93 := range m.Addrs {
-		b = appendStr(b, m.Addrs[i93])
+	for i1 := range m.Addrs {
+		b = appendStr(b, m.Addrs[i1])
 	}
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Cores)))
-	for i94 := range m.Cores {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Cores[i94]))
-	}
+	b = appendU32s(b, m.Cores)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *ProcInfo) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ProcInfo")
 }
@@ -1542,27 +1492,22 @@ func (m *ProcInfo) decode(d *decoder) {
 	m.Name = string(d.str())
 	m.Version = string(d.str())
 	m.Addrs = nil
-	if n95 := d.count(4); n95 > 0 {
-		m.Addrs = make([]string, n95)
+	if n2 := d.list(4, unsafe.Sizeof(m.Addrs[0])); n2 > 0 {
+		m.Addrs = make([]string, n2)
 		for i := range m.Addrs {
+			d.more()
 			m.Addrs[i] = string(d.str())
 		}
 	}
-	m.Cores = nil
-	if n96 := d.count(4); n96 > 0 {
-		m.Cores = make([]uint32, n96)
-		for i := range m.Cores {
-			m.Cores[i] = uint32(d.u32())
-		}
-	}
+	m.Cores = decodeU32s[uint32](d)
 }
 
 // Append encodes m at the end of b.
 func (m *PublishReq) Append(b []byte) []byte {
-	var at97 int
-	b, at97 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at97)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Size))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Mtime))
@@ -1571,15 +1516,15 @@ func (m *PublishReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *PublishReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("PublishReq")
 }
 
 func (m *PublishReq) decode(d *decoder) {
-	sub98 := d.sub()
-	m.Op.decode(&sub98)
-	d.bad = d.bad || sub98.bad
+	sub2 := d.sub()
+	m.Op.decode(&sub2)
+	d.join(&sub2)
 	m.Ino = Ino(d.u64())
 	m.Size = uint64(d.u64())
 	m.Mtime = int64(d.u64())
@@ -1587,10 +1532,10 @@ func (m *PublishReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *PunchReq) Append(b []byte) []byte {
-	var at99 int
-	b, at99 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at99)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Off))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Len))
@@ -1599,15 +1544,15 @@ func (m *PunchReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *PunchReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("PunchReq")
 }
 
 func (m *PunchReq) decode(d *decoder) {
-	sub100 := d.sub()
-	m.Op.decode(&sub100)
-	d.bad = d.bad || sub100.bad
+	sub2 := d.sub()
+	m.Op.decode(&sub2)
+	d.join(&sub2)
 	m.Ino = Ino(d.u64())
 	m.Off = uint64(d.u64())
 	m.Len = uint64(d.u64())
@@ -1618,16 +1563,13 @@ func (m *PutReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Drive))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Epoch))
 	b = m.ID.Append(b)
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Sums)))
-	for i101 := range m.Sums {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i101]))
-	}
+	b = appendU64s(b, m.Sums)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *PutReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("PutReq")
 }
@@ -1636,13 +1578,7 @@ func (m *PutReq) decode(d *decoder) {
 	m.Drive = DriveID(d.u32())
 	m.Epoch = Epoch(d.u64())
 	m.ID.decode(d)
-	m.Sums = nil
-	if n102 := d.count(8); n102 > 0 {
-		m.Sums = make([]uint64, n102)
-		for i := range m.Sums {
-			m.Sums[i] = uint64(d.u64())
-		}
-	}
+	m.Sums = decodeU64s[uint64](d)
 }
 
 // Append encodes m at the end of b.
@@ -1657,7 +1593,7 @@ func (m *ReadDirReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *ReadDirReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ReadDirReq")
 }
@@ -1675,18 +1611,18 @@ func (m *ReadDirResp) Append(b []byte) []byte {
 	b = appendBool(b, bool(m.EOF))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Parent))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Entries)))
-	for i103 := range m.Entries {
-		var at104 int
-		b, at104 = beginStruct(b)
-		b = m.Entries[i103].Append(b)
-		b = endStruct(b, at104)
+	for i1 := range m.Entries {
+		var at2 int
+		b, at2 = beginStruct(b)
+		b = m.Entries[i1].Append(b)
+		b = endStruct(b, at2)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *ReadDirResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ReadDirResp")
 }
@@ -1695,12 +1631,13 @@ func (m *ReadDirResp) decode(d *decoder) {
 	m.EOF = bool(d.u8() != 0)
 	m.Parent = Ino(d.u64())
 	m.Entries = nil
-	if n105 := d.count(4); n105 > 0 {
-		m.Entries = make([]DirEntry, n105)
+	if n3 := d.list(4, unsafe.Sizeof(m.Entries[0])); n3 > 0 {
+		m.Entries = make([]DirEntry, n3)
 		for i := range m.Entries {
-			sub106 := d.sub()
-			m.Entries[i].decode(&sub106)
-			d.bad = d.bad || sub106.bad
+			d.more()
+			sub4 := d.sub()
+			m.Entries[i].decode(&sub4)
+			d.join(&sub4)
 		}
 	}
 }
@@ -1714,7 +1651,7 @@ func (m *ReadLinkReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *ReadLinkReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ReadLinkReq")
 }
@@ -1732,7 +1669,7 @@ func (m *ReadLinkResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *ReadLinkResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ReadLinkResp")
 }
@@ -1751,7 +1688,7 @@ func (m *ReadRange) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *ReadRange) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ReadRange")
 }
@@ -1766,18 +1703,18 @@ func (m *ReadRange) decode(d *decoder) {
 func (m *ReadReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Drive))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Ranges)))
-	for i107 := range m.Ranges {
-		var at108 int
-		b, at108 = beginStruct(b)
-		b = m.Ranges[i107].Append(b)
-		b = endStruct(b, at108)
+	for i1 := range m.Ranges {
+		var at2 int
+		b, at2 = beginStruct(b)
+		b = m.Ranges[i1].Append(b)
+		b = endStruct(b, at2)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *ReadReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ReadReq")
 }
@@ -1785,12 +1722,13 @@ func (m *ReadReq) Decode(b []byte) error {
 func (m *ReadReq) decode(d *decoder) {
 	m.Drive = DriveID(d.u32())
 	m.Ranges = nil
-	if n109 := d.count(4); n109 > 0 {
-		m.Ranges = make([]ReadRange, n109)
+	if n3 := d.list(4, unsafe.Sizeof(m.Ranges[0])); n3 > 0 {
+		m.Ranges = make([]ReadRange, n3)
 		for i := range m.Ranges {
-			sub110 := d.sub()
-			m.Ranges[i].decode(&sub110)
-			d.bad = d.bad || sub110.bad
+			d.more()
+			sub4 := d.sub()
+			m.Ranges[i].decode(&sub4)
+			d.join(&sub4)
 		}
 	}
 }
@@ -1798,24 +1736,25 @@ func (m *ReadReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *ReadResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Status)))
-	for i111 := range m.Status {
-		b = binary.LittleEndian.AppendUint16(b, uint16(m.Status[i111]))
+	for i1 := range m.Status {
+		b = binary.LittleEndian.AppendUint16(b, uint16(m.Status[i1]))
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *ReadResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ReadResp")
 }
 
 func (m *ReadResp) decode(d *decoder) {
 	m.Status = nil
-	if n112 := d.count(2); n112 > 0 {
-		m.Status = make([]Kind, n112)
+	if n2 := d.list(2, unsafe.Sizeof(m.Status[0])); n2 > 0 {
+		m.Status = make([]Kind, n2)
 		for i := range m.Status {
+			d.more()
 			m.Status[i] = Kind(d.u16())
 		}
 	}
@@ -1832,7 +1771,7 @@ func (m *RecallReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *RecallReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("RecallReq")
 }
@@ -1851,7 +1790,7 @@ func (m *RecallResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *RecallResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("RecallResp")
 }
@@ -1864,29 +1803,26 @@ func (m *ReclaimReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Leases)))
-	for i113 := range m.Leases {
-		var at114 int
-		b, at114 = beginStruct(b)
-		b = m.Leases[i113].Append(b)
-		b = endStruct(b, at114)
+	for i1 := range m.Leases {
+		var at2 int
+		b, at2 = beginStruct(b)
+		b = m.Leases[i1].Append(b)
+		b = endStruct(b, at2)
 	}
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Opens)))
-	for i115 := range m.Opens {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Opens[i115]))
-	}
+	b = appendU64s(b, m.Opens)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Locks)))
-	for i116 := range m.Locks {
-		var at117 int
-		b, at117 = beginStruct(b)
-		b = m.Locks[i116].Append(b)
-		b = endStruct(b, at117)
+	for i3 := range m.Locks {
+		var at4 int
+		b, at4 = beginStruct(b)
+		b = m.Locks[i3].Append(b)
+		b = endStruct(b, at4)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *ReclaimReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ReclaimReq")
 }
@@ -1895,57 +1831,44 @@ func (m *ReclaimReq) decode(d *decoder) {
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
 	m.Leases = nil
-	if n118 := d.count(4); n118 > 0 {
-		m.Leases = make([]HeldLease, n118)
+	if n5 := d.list(4, unsafe.Sizeof(m.Leases[0])); n5 > 0 {
+		m.Leases = make([]HeldLease, n5)
 		for i := range m.Leases {
-			sub119 := d.sub()
-			m.Leases[i].decode(&sub119)
-			d.bad = d.bad || sub119.bad
+			d.more()
+			sub6 := d.sub()
+			m.Leases[i].decode(&sub6)
+			d.join(&sub6)
 		}
 	}
-	m.Opens = nil
-	if n120 := d.count(8); n120 > 0 {
-		m.Opens = make([]Ino, n120)
-		for i := range m.Opens {
-			m.Opens[i] = Ino(d.u64())
-		}
-	}
+	m.Opens = decodeU64s[Ino](d)
 	m.Locks = nil
-	if n121 := d.count(4); n121 > 0 {
-		m.Locks = make([]LockReq, n121)
+	if n7 := d.list(4, unsafe.Sizeof(m.Locks[0])); n7 > 0 {
+		m.Locks = make([]LockReq, n7)
 		for i := range m.Locks {
-			sub122 := d.sub()
-			m.Locks[i].decode(&sub122)
-			d.bad = d.bad || sub122.bad
+			d.more()
+			sub8 := d.sub()
+			m.Locks[i].decode(&sub8)
+			d.join(&sub8)
 		}
 	}
 }
 
 // Append encodes m at the end of b.
 func (m *ReclaimResp) Append(b []byte) []byte {
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Lost)))
-	for i123 := range m.Lost {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Lost[i123]))
-	}
+	b = appendU64s(b, m.Lost)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Lease))
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *ReclaimResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ReclaimResp")
 }
 
 func (m *ReclaimResp) decode(d *decoder) {
-	m.Lost = nil
-	if n124 := d.count(8); n124 > 0 {
-		m.Lost = make([]Ino, n124)
-		for i := range m.Lost {
-			m.Lost[i] = Ino(d.u64())
-		}
-	}
+	m.Lost = decodeU64s[Ino](d)
 	m.Lease = uint64(d.u64())
 }
 
@@ -1959,7 +1882,7 @@ func (m *RegionBlocks) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *RegionBlocks) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("RegionBlocks")
 }
@@ -1975,18 +1898,18 @@ func (m *RegionBlocksReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.From))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Blocks)))
-	for i125 := range m.Blocks {
-		var at126 int
-		b, at126 = beginStruct(b)
-		b = m.Blocks[i125].Append(b)
-		b = endStruct(b, at126)
+	for i1 := range m.Blocks {
+		var at2 int
+		b, at2 = beginStruct(b)
+		b = m.Blocks[i1].Append(b)
+		b = endStruct(b, at2)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *RegionBlocksReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("RegionBlocksReq")
 }
@@ -1995,12 +1918,13 @@ func (m *RegionBlocksReq) decode(d *decoder) {
 	m.Bucket = BucketID(d.u16())
 	m.From = BucketID(d.u16())
 	m.Blocks = nil
-	if n127 := d.count(4); n127 > 0 {
-		m.Blocks = make([]RegionBlocks, n127)
+	if n3 := d.list(4, unsafe.Sizeof(m.Blocks[0])); n3 > 0 {
+		m.Blocks = make([]RegionBlocks, n3)
 		for i := range m.Blocks {
-			sub128 := d.sub()
-			m.Blocks[i].decode(&sub128)
-			d.bad = d.bad || sub128.bad
+			d.more()
+			sub4 := d.sub()
+			m.Blocks[i].decode(&sub4)
+			d.join(&sub4)
 		}
 	}
 }
@@ -2013,26 +1937,23 @@ func (m *RegisterReq) Append(b []byte) []byte {
 	b = appendStr(b, m.Name)
 	b = appendStr(b, m.Version)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Addrs)))
-	for i129 := range m.Addrs {
-		b = appendStr(b, m.Addrs[i129])
+	for i1 := range m.Addrs {
+		b = appendStr(b, m.Addrs[i1])
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Drives)))
-	for i130 := range m.Drives {
-		var at131 int
-		b, at131 = beginStruct(b)
-		b = m.Drives[i130].Append(b)
-		b = endStruct(b, at131)
+	for i2 := range m.Drives {
+		var at3 int
+		b, at3 = beginStruct(b)
+		b = m.Drives[i2].Append(b)
+		b = endStruct(b, at3)
 	}
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Cores)))
-	for i132 := range m.Cores {
-		b = binary.LittleEndian.AppendUint32(b, uint32(m.Cores[i132]))
-	}
+	b = appendU32s(b, m.Cores)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *RegisterReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("RegisterReq")
 }
@@ -2044,44 +1965,40 @@ func (m *RegisterReq) decode(d *decoder) {
 	m.Name = string(d.str())
 	m.Version = string(d.str())
 	m.Addrs = nil
-	if n133 := d.count(4); n133 > 0 {
-		m.Addrs = make([]string, n133)
+	if n4 := d.list(4, unsafe.Sizeof(m.Addrs[0])); n4 > 0 {
+		m.Addrs = make([]string, n4)
 		for i := range m.Addrs {
+			d.more()
 			m.Addrs[i] = string(d.str())
 		}
 	}
 	m.Drives = nil
-	if n134 := d.count(4); n134 > 0 {
-		m.Drives = make([]DriveInfo, n134)
+	if n5 := d.list(4, unsafe.Sizeof(m.Drives[0])); n5 > 0 {
+		m.Drives = make([]DriveInfo, n5)
 		for i := range m.Drives {
-			sub135 := d.sub()
-			m.Drives[i].decode(&sub135)
-			d.bad = d.bad || sub135.bad
+			d.more()
+			sub6 := d.sub()
+			m.Drives[i].decode(&sub6)
+			d.join(&sub6)
 		}
 	}
-	m.Cores = nil
-	if n136 := d.count(4); n136 > 0 {
-		m.Cores = make([]uint32, n136)
-		for i := range m.Cores {
-			m.Cores[i] = uint32(d.u32())
-		}
-	}
+	m.Cores = decodeU32s[uint32](d)
 }
 
 // Append encodes m at the end of b.
 func (m *RegisterResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Incarnation))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
-	var at137 int
-	b, at137 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Map.Append(b)
-	b = endStruct(b, at137)
+	b = endStruct(b, at1)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *RegisterResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("RegisterResp")
 }
@@ -2089,25 +2006,22 @@ func (m *RegisterResp) Decode(b []byte) error {
 func (m *RegisterResp) decode(d *decoder) {
 	m.Incarnation = Incarnation(d.u64())
 	m.Session = SessionID(d.u64())
-	sub138 := d.sub()
-	m.Map.decode(&sub138)
-	d.bad = d.bad || sub138.bad
+	sub2 := d.sub()
+	m.Map.decode(&sub2)
+	d.join(&sub2)
 }
 
 // Append encodes m at the end of b.
 func (m *ReleaseReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Inos)))
-	for i139 := range m.Inos {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Inos[i139]))
-	}
+	b = appendU64s(b, m.Inos)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *ReleaseReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("ReleaseReq")
 }
@@ -2115,21 +2029,15 @@ func (m *ReleaseReq) Decode(b []byte) error {
 func (m *ReleaseReq) decode(d *decoder) {
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
-	m.Inos = nil
-	if n140 := d.count(8); n140 > 0 {
-		m.Inos = make([]Ino, n140)
-		for i := range m.Inos {
-			m.Inos[i] = Ino(d.u64())
-		}
-	}
+	m.Inos = decodeU64s[Ino](d)
 }
 
 // Append encodes m at the end of b.
 func (m *RenameReq) Append(b []byte) []byte {
-	var at141 int
-	b, at141 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at141)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.OldParent))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.NewParent))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Flags))
@@ -2140,15 +2048,15 @@ func (m *RenameReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *RenameReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("RenameReq")
 }
 
 func (m *RenameReq) decode(d *decoder) {
-	sub142 := d.sub()
-	m.Op.decode(&sub142)
-	d.bad = d.bad || sub142.bad
+	sub2 := d.sub()
+	m.Op.decode(&sub2)
+	d.join(&sub2)
 	m.OldParent = Ino(d.u64())
 	m.NewParent = Ino(d.u64())
 	m.Flags = uint32(d.u32())
@@ -2165,7 +2073,7 @@ func (m *RenameResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *RenameResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("RenameResp")
 }
@@ -2185,7 +2093,7 @@ func (m *SealReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *SealReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("SealReq")
 }
@@ -2204,7 +2112,7 @@ func (m *SealResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *SealResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("SealResp")
 }
@@ -2222,7 +2130,7 @@ func (m *SessionInfo) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *SessionInfo) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("SessionInfo")
 }
@@ -2234,10 +2142,10 @@ func (m *SessionInfo) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *SetAttrReq) Append(b []byte) []byte {
-	var at143 int
-	b, at143 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at143)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Valid))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Mode))
@@ -2252,15 +2160,15 @@ func (m *SetAttrReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *SetAttrReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("SetAttrReq")
 }
 
 func (m *SetAttrReq) decode(d *decoder) {
-	sub144 := d.sub()
-	m.Op.decode(&sub144)
-	d.bad = d.bad || sub144.bad
+	sub2 := d.sub()
+	m.Op.decode(&sub2)
+	d.join(&sub2)
 	m.Ino = Ino(d.u64())
 	m.Valid = uint32(d.u32())
 	m.Mode = uint32(d.u32())
@@ -2280,7 +2188,7 @@ func (m *StatFSReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *StatFSReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("StatFSReq")
 }
@@ -2300,7 +2208,7 @@ func (m *StatFSResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *StatFSResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("StatFSResp")
 }
@@ -2321,22 +2229,23 @@ func (m *StripID) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *StripID) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("StripID")
 }
 
 func (m *StripID) decode(d *decoder) {
+	d.whole(16)
 	m.Hi = uint64(d.u64())
 	m.Lo = uint64(d.u64())
 }
 
 // Append encodes m at the end of b.
 func (m *TxnDecideReq) Append(b []byte) []byte {
-	var at145 int
-	b, at145 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.ID.Append(b)
-	b = endStruct(b, at145)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = appendBool(b, bool(m.Commit))
 	return b
@@ -2344,15 +2253,15 @@ func (m *TxnDecideReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *TxnDecideReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("TxnDecideReq")
 }
 
 func (m *TxnDecideReq) decode(d *decoder) {
-	sub146 := d.sub()
-	m.ID.decode(&sub146)
-	d.bad = d.bad || sub146.bad
+	sub2 := d.sub()
+	m.ID.decode(&sub2)
+	d.join(&sub2)
 	m.Bucket = BucketID(d.u16())
 	m.Commit = bool(d.u8() != 0)
 }
@@ -2367,7 +2276,7 @@ func (m *TxnID) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *TxnID) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("TxnID")
 }
@@ -2397,7 +2306,7 @@ func (m *TxnOp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *TxnOp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("TxnOp")
 }
@@ -2419,42 +2328,43 @@ func (m *TxnOp) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *TxnPrepareReq) Append(b []byte) []byte {
-	var at147 int
-	b, at147 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.ID.Append(b)
-	b = endStruct(b, at147)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Ops)))
-	for i148 := range m.Ops {
-		var at149 int
-		b, at149 = beginStruct(b)
-		b = m.Ops[i148].Append(b)
-		b = endStruct(b, at149)
+	for i2 := range m.Ops {
+		var at3 int
+		b, at3 = beginStruct(b)
+		b = m.Ops[i2].Append(b)
+		b = endStruct(b, at3)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *TxnPrepareReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("TxnPrepareReq")
 }
 
 func (m *TxnPrepareReq) decode(d *decoder) {
-	sub150 := d.sub()
-	m.ID.decode(&sub150)
-	d.bad = d.bad || sub150.bad
+	sub4 := d.sub()
+	m.ID.decode(&sub4)
+	d.join(&sub4)
 	m.Session = SessionID(d.u64())
 	m.Bucket = BucketID(d.u16())
 	m.Ops = nil
-	if n151 := d.count(4); n151 > 0 {
-		m.Ops = make([]TxnOp, n151)
+	if n5 := d.list(4, unsafe.Sizeof(m.Ops[0])); n5 > 0 {
+		m.Ops = make([]TxnOp, n5)
 		for i := range m.Ops {
-			sub152 := d.sub()
-			m.Ops[i].decode(&sub152)
-			d.bad = d.bad || sub152.bad
+			d.more()
+			sub6 := d.sub()
+			m.Ops[i].decode(&sub6)
+			d.join(&sub6)
 		}
 	}
 }
@@ -2462,55 +2372,56 @@ func (m *TxnPrepareReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *TxnPrepareResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Attrs)))
-	for i153 := range m.Attrs {
-		var at154 int
-		b, at154 = beginStruct(b)
-		b = m.Attrs[i153].Append(b)
-		b = endStruct(b, at154)
+	for i1 := range m.Attrs {
+		var at2 int
+		b, at2 = beginStruct(b)
+		b = m.Attrs[i1].Append(b)
+		b = endStruct(b, at2)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *TxnPrepareResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("TxnPrepareResp")
 }
 
 func (m *TxnPrepareResp) decode(d *decoder) {
 	m.Attrs = nil
-	if n155 := d.count(4); n155 > 0 {
-		m.Attrs = make([]Attr, n155)
+	if n3 := d.list(4, unsafe.Sizeof(m.Attrs[0])); n3 > 0 {
+		m.Attrs = make([]Attr, n3)
 		for i := range m.Attrs {
-			sub156 := d.sub()
-			m.Attrs[i].decode(&sub156)
-			d.bad = d.bad || sub156.bad
+			d.more()
+			sub4 := d.sub()
+			m.Attrs[i].decode(&sub4)
+			d.join(&sub4)
 		}
 	}
 }
 
 // Append encodes m at the end of b.
 func (m *TxnQueryReq) Append(b []byte) []byte {
-	var at157 int
-	b, at157 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.ID.Append(b)
-	b = endStruct(b, at157)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *TxnQueryReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("TxnQueryReq")
 }
 
 func (m *TxnQueryReq) decode(d *decoder) {
-	sub158 := d.sub()
-	m.ID.decode(&sub158)
-	d.bad = d.bad || sub158.bad
+	sub2 := d.sub()
+	m.ID.decode(&sub2)
+	d.join(&sub2)
 	m.Bucket = BucketID(d.u16())
 }
 
@@ -2522,7 +2433,7 @@ func (m *TxnQueryResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *TxnQueryResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("TxnQueryResp")
 }
@@ -2533,10 +2444,10 @@ func (m *TxnQueryResp) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *UnlinkReq) Append(b []byte) []byte {
-	var at159 int
-	b, at159 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at159)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Parent))
 	b = appendBool(b, bool(m.Dir))
 	b = appendStr(b, m.Name)
@@ -2545,15 +2456,15 @@ func (m *UnlinkReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *UnlinkReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("UnlinkReq")
 }
 
 func (m *UnlinkReq) decode(d *decoder) {
-	sub160 := d.sub()
-	m.Op.decode(&sub160)
-	d.bad = d.bad || sub160.bad
+	sub2 := d.sub()
+	m.Op.decode(&sub2)
+	d.join(&sub2)
 	m.Parent = Ino(d.u64())
 	m.Dir = bool(d.u8() != 0)
 	m.Name = string(d.str())
@@ -2567,7 +2478,7 @@ func (m *UnlinkResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *UnlinkResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("UnlinkResp")
 }
@@ -2588,7 +2499,7 @@ func (m *VerifyReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *VerifyReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("VerifyReq")
 }
@@ -2604,8 +2515,8 @@ func (m *VerifyReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *VerifyResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Bad)))
-	for i161 := range m.Bad {
-		b = m.Bad[i161].Append(b)
+	for i1 := range m.Bad {
+		b = m.Bad[i1].Append(b)
 	}
 	b = m.Last.Append(b)
 	return b
@@ -2613,16 +2524,17 @@ func (m *VerifyResp) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *VerifyResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("VerifyResp")
 }
 
 func (m *VerifyResp) decode(d *decoder) {
 	m.Bad = nil
-	if n162 := d.count(4); n162 > 0 {
-		m.Bad = make([]StripID, n162)
+	if n2 := d.list(16, unsafe.Sizeof(m.Bad[0])); n2 > 0 {
+		m.Bad = make([]StripID, n2)
 		for i := range m.Bad {
+			d.more()
 			m.Bad[i].decode(d)
 		}
 	}
@@ -2637,7 +2549,7 @@ func (m *WatchMapReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *WatchMapReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("WatchMapReq")
 }
@@ -2648,62 +2560,63 @@ func (m *WatchMapReq) decode(d *decoder) {
 
 // Append encodes m at the end of b.
 func (m *WatchMapResp) Append(b []byte) []byte {
-	var at163 int
-	b, at163 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Map.Append(b)
-	b = endStruct(b, at163)
+	b = endStruct(b, at1)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *WatchMapResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("WatchMapResp")
 }
 
 func (m *WatchMapResp) decode(d *decoder) {
-	sub164 := d.sub()
-	m.Map.decode(&sub164)
-	d.bad = d.bad || sub164.bad
+	sub2 := d.sub()
+	m.Map.decode(&sub2)
+	d.join(&sub2)
 }
 
 // Append encodes m at the end of b.
 func (m *WriteReq) Append(b []byte) []byte {
-	var at165 int
-	b, at165 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at165)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Files)))
-	for i166 := range m.Files {
-		var at167 int
-		b, at167 = beginStruct(b)
-		b = m.Files[i166].Append(b)
-		b = endStruct(b, at167)
+	for i2 := range m.Files {
+		var at3 int
+		b, at3 = beginStruct(b)
+		b = m.Files[i2].Append(b)
+		b = endStruct(b, at3)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *WriteReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("WriteReq")
 }
 
 func (m *WriteReq) decode(d *decoder) {
-	sub168 := d.sub()
-	m.Op.decode(&sub168)
-	d.bad = d.bad || sub168.bad
+	sub4 := d.sub()
+	m.Op.decode(&sub4)
+	d.join(&sub4)
 	m.Bucket = BucketID(d.u16())
 	m.Files = nil
-	if n169 := d.count(4); n169 > 0 {
-		m.Files = make([]FileWrite, n169)
+	if n5 := d.list(4, unsafe.Sizeof(m.Files[0])); n5 > 0 {
+		m.Files = make([]FileWrite, n5)
 		for i := range m.Files {
-			sub170 := d.sub()
-			m.Files[i].decode(&sub170)
-			d.bad = d.bad || sub170.bad
+			d.more()
+			sub6 := d.sub()
+			m.Files[i].decode(&sub6)
+			d.join(&sub6)
 		}
 	}
 }
@@ -2711,46 +2624,48 @@ func (m *WriteReq) decode(d *decoder) {
 // Append encodes m at the end of b.
 func (m *WriteResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Attrs)))
-	for i171 := range m.Attrs {
-		var at172 int
-		b, at172 = beginStruct(b)
-		b = m.Attrs[i171].Append(b)
-		b = endStruct(b, at172)
+	for i1 := range m.Attrs {
+		var at2 int
+		b, at2 = beginStruct(b)
+		b = m.Attrs[i1].Append(b)
+		b = endStruct(b, at2)
 	}
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Extents)))
-	for i173 := range m.Extents {
-		var at174 int
-		b, at174 = beginStruct(b)
-		b = m.Extents[i173].Append(b)
-		b = endStruct(b, at174)
+	for i3 := range m.Extents {
+		var at4 int
+		b, at4 = beginStruct(b)
+		b = m.Extents[i3].Append(b)
+		b = endStruct(b, at4)
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *WriteResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("WriteResp")
 }
 
 func (m *WriteResp) decode(d *decoder) {
 	m.Attrs = nil
-	if n175 := d.count(4); n175 > 0 {
-		m.Attrs = make([]Attr, n175)
+	if n5 := d.list(4, unsafe.Sizeof(m.Attrs[0])); n5 > 0 {
+		m.Attrs = make([]Attr, n5)
 		for i := range m.Attrs {
-			sub176 := d.sub()
-			m.Attrs[i].decode(&sub176)
-			d.bad = d.bad || sub176.bad
+			d.more()
+			sub6 := d.sub()
+			m.Attrs[i].decode(&sub6)
+			d.join(&sub6)
 		}
 	}
 	m.Extents = nil
-	if n177 := d.count(4); n177 > 0 {
-		m.Extents = make([]ExtentsResp, n177)
+	if n7 := d.list(4, unsafe.Sizeof(m.Extents[0])); n7 > 0 {
+		m.Extents = make([]ExtentsResp, n7)
 		for i := range m.Extents {
-			sub178 := d.sub()
-			m.Extents[i].decode(&sub178)
-			d.bad = d.bad || sub178.bad
+			d.more()
+			sub8 := d.sub()
+			m.Extents[i].decode(&sub8)
+			d.join(&sub8)
 		}
 	}
 }
@@ -2759,16 +2674,13 @@ func (m *WriteResp) decode(d *decoder) {
 func (m *WriteRun) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Off))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Len))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Sums)))
-	for i179 := range m.Sums {
-		b = binary.LittleEndian.AppendUint64(b, uint64(m.Sums[i179]))
-	}
+	b = appendU64s(b, m.Sums)
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *WriteRun) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("WriteRun")
 }
@@ -2776,21 +2688,15 @@ func (m *WriteRun) Decode(b []byte) error {
 func (m *WriteRun) decode(d *decoder) {
 	m.Off = uint64(d.u64())
 	m.Len = uint64(d.u64())
-	m.Sums = nil
-	if n180 := d.count(8); n180 > 0 {
-		m.Sums = make([]uint64, n180)
-		for i := range m.Sums {
-			m.Sums[i] = uint64(d.u64())
-		}
-	}
+	m.Sums = decodeU64s[uint64](d)
 }
 
 // Append encodes m at the end of b.
 func (m *XattrReq) Append(b []byte) []byte {
-	var at181 int
-	b, at181 = beginStruct(b)
+	var at1 int
+	b, at1 = beginStruct(b)
 	b = m.Op.Append(b)
-	b = endStruct(b, at181)
+	b = endStruct(b, at1)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Flags))
 	b = appendStr(b, m.Name)
@@ -2800,15 +2706,15 @@ func (m *XattrReq) Append(b []byte) []byte {
 
 // Decode reads m from b; see Message.
 func (m *XattrReq) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("XattrReq")
 }
 
 func (m *XattrReq) decode(d *decoder) {
-	sub182 := d.sub()
-	m.Op.decode(&sub182)
-	d.bad = d.bad || sub182.bad
+	sub2 := d.sub()
+	m.Op.decode(&sub2)
+	d.join(&sub2)
 	m.Ino = Ino(d.u64())
 	m.Flags = uint32(d.u32())
 	m.Name = string(d.str())
@@ -2819,15 +2725,15 @@ func (m *XattrReq) decode(d *decoder) {
 func (m *XattrResp) Append(b []byte) []byte {
 	b = appendStr(b, m.Value)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Names)))
-	for i183 := range m.Names {
-		b = appendStr(b, m.Names[i183])
+	for i1 := range m.Names {
+		b = appendStr(b, m.Names[i1])
 	}
 	return b
 }
 
 // Decode reads m from b; see Message.
 func (m *XattrResp) Decode(b []byte) error {
-	d := decoder{b: b}
+	d := newDecoder(b)
 	m.decode(&d)
 	return d.err("XattrResp")
 }
@@ -2835,12 +2741,16 @@ func (m *XattrResp) Decode(b []byte) error {
 func (m *XattrResp) decode(d *decoder) {
 	m.Value = d.bytes()
 	m.Names = nil
-	if n184 := d.count(4); n184 > 0 {
-		m.Names = make([]string, n184)
+	if n2 := d.list(4, unsafe.Sizeof(m.Names[0])); n2 > 0 {
+		m.Names = make([]string, n2)
 		for i := range m.Names {
+			d.more()
 			m.Names[i] = string(d.str())
 		}
 	}
 }
 
-var _ = binary.LittleEndian
+var (
+	_ = binary.LittleEndian
+	_ unsafe.Pointer
+)
