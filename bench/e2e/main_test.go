@@ -17,8 +17,8 @@ import (
 	"github.com/crakefs/crake/bench/internal/devcluster"
 )
 
-// binary is the crake under test; set once by TestMain.
-var binary string
+// crakeBin is the binary under test; set once by TestMain.
+var crakeBin string
 
 func TestMain(m *testing.M) {
 	os.Exit(run(m))
@@ -29,16 +29,16 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		return 1
 	}
-	binary = os.Getenv("CRAKE_BIN")
-	if binary == "" {
+	crakeBin = os.Getenv("CRAKE_BIN")
+	if crakeBin == "" {
 		dir, err := os.MkdirTemp("", "crake-bin-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "e2e:", err)
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		binary = filepath.Join(dir, "crake")
-		cmd := exec.Command("go", "build", "-o", binary, "../../cmd/crake")
+		crakeBin = filepath.Join(dir, "crake")
+		cmd := exec.Command("go", "build", "-o", crakeBin, "../../cmd/crake")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "e2e: go build: %v\n%s", err, out)
@@ -79,7 +79,7 @@ func start(t *testing.T, o devcluster.Options) *devcluster.Cluster {
 // prepare makes a cluster's directories and starts nothing.
 func prepare(t *testing.T, o devcluster.Options) *devcluster.Cluster {
 	t.Helper()
-	c, err := devcluster.New(binary, o)
+	c, err := devcluster.New(crakeBin, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,6 +154,12 @@ func sum(path string) (string, error) {
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// sumOf gives the SHA-256 of bytes.
+func sumOf(b []byte) string {
+	h := sha256.Sum256(b)
+	return hex.EncodeToString(h[:])
 }
 
 // onlyReader hides the other methods of a file, so that io.Copy does not take a short cut.
