@@ -40,6 +40,9 @@ type Manager struct {
 	table   *Table
 	waiting map[wire.SessionID]int
 	closed  bool
+	barred  error // why nobody may wait now, or nil
+	// dead: cancelled sessions that are not drained yet; a request of theirs that had begun may still come here.
+	dead map[wire.SessionID]struct{}
 }
 
 // NewManager makes a manager; Close ends it.
@@ -50,7 +53,8 @@ func NewManager(cfg Config) *Manager {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	m := &Manager{cfg: cfg, table: NewTable(cfg.FirstSeq, cfg.SessionLeases), waiting: map[wire.SessionID]int{}}
+	m := &Manager{cfg: cfg, table: NewTable(cfg.FirstSeq, cfg.SessionLeases), waiting: map[wire.SessionID]int{},
+		dead: map[wire.SessionID]struct{}{}}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	return m
 }
@@ -92,6 +96,16 @@ func (m *Manager) Use(ctx context.Context, session wire.SessionID, inos []wire.I
 		m.mu.Unlock()
 		return func() { m.unpin(p) }, nil
 	}
+	err := m.barred
+	if _, ok := m.dead[session]; ok {
+		err = wire.Errorf("lease.hold", wire.KindStaleSession, fmt.Sprint(session), "the session has ended")
+	}
+	if err != nil {
+		m.table.Unpin(p)
+		m.pump()
+		m.mu.Unlock()
+		return nil, err
+	}
 	if m.waiting[session] >= MaxWaitersPerSession {
 		m.table.Unpin(p)
 		m.pump()
@@ -104,7 +118,7 @@ func (m *Manager) Use(ctx context.Context, session wire.SessionID, inos []wire.I
 	m.pump()
 	m.mu.Unlock()
 
-	err := m.wait(ctx, p)
+	err = m.wait(ctx, p)
 	m.mu.Lock()
 	if m.waiting[session]--; m.waiting[session] == 0 {
 		delete(m.waiting, session)
@@ -226,8 +240,28 @@ func (m *Manager) Reclaim(session wire.SessionID, leases []wire.HeldLease) (lost
 func (m *Manager) CancelSession(session wire.SessionID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.dead[session] = struct{}{}
 	m.table.CancelSession(session)
 	m.pump()
+}
+
+// Bar fails all waiting Holds with err, and those that would have to wait from now on; nil lets them wait again. The
+// leases stay: the bucket's database has to be closed, and perhaps is opened again.
+func (m *Manager) Bar(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.barred = err
+	if err != nil {
+		m.table.CancelAll(err)
+		m.pump()
+	}
+}
+
+// Seq gives the newest sequence.
+func (m *Manager) Seq() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.table.seq
 }
 
 // EndSession drops the leases of a session that the map no longer has.
@@ -235,6 +269,7 @@ func (m *Manager) CancelSession(session wire.SessionID) {
 func (m *Manager) EndSession(session wire.SessionID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	delete(m.dead, session)
 	m.table.EndSession(session)
 	m.pump()
 }

@@ -58,6 +58,8 @@ type file struct {
 	excl   []*Pin // the pins with UseExclusive, in order of arrival
 	// counts tells how many pins each session has, to skip the comparison with others when there are none.
 	counts []count
+	// tainted counts the pins that are tainted here.
+	tainted int
 }
 
 type count struct {
@@ -191,6 +193,9 @@ func (t *Table) unlink(p *Pin, pf *pinFile) {
 	f.pins[last] = nil
 	f.pins = f.pins[:last]
 	f.remove(p.Session)
+	if pf.tainted {
+		f.tainted--
+	}
 	if p.Use == UseExclusive {
 		for i, q := range f.excl {
 			if q == p {
@@ -245,11 +250,18 @@ func (t *Table) taint(p *Pin, pf *pinFile) {
 			continue
 		}
 		if q.Use != UseRead {
-			pf.tainted = true
+			pf.taint()
 		}
 		if p.Use != UseRead {
-			q.of(f).tainted = true
+			q.of(f).taint()
 		}
+	}
+}
+
+func (pf *pinFile) taint() {
+	if !pf.tainted {
+		pf.tainted = true
+		pf.f.tainted++
 	}
 }
 
@@ -460,7 +472,7 @@ func (t *Table) Grant(session wire.SessionID, ino wire.Ino, want wire.LeaseMode,
 		return wire.Lease{} // it is on its way out: an answer with a grant would cross the recall
 	}
 	mode := min(want, wire.LeaseWrite)
-	if !f.only(session) {
+	if f.tainted > 0 || !f.only(session) {
 		if t.contested(session, f) {
 			return wire.Lease{}
 		}
@@ -575,10 +587,20 @@ func (t *Table) drop(h *held) {
 
 // CancelSession fails the waiting pins of a session that is dead; they still have to be unpinned.
 func (t *Table) CancelSession(session wire.SessionID) {
+	t.cancel(func(p *Pin) bool { return p.Session == session },
+		wire.Errorf("lease.hold", wire.KindStaleSession, fmt.Sprint(session), "the session has ended"))
+}
+
+// CancelAll fails all waiting pins; they still have to be unpinned.
+func (t *Table) CancelAll(err error) {
+	t.cancel(func(*Pin) bool { return true }, err)
+}
+
+func (t *Table) cancel(which func(*Pin) bool, err error) {
 	for _, f := range t.files {
 		for _, p := range f.pins {
-			if p.Session == session && !p.ready && p.err == nil {
-				p.err = wire.Errorf("lease.hold", wire.KindStaleSession, fmt.Sprint(session), "the session has ended")
+			if which(p) && !p.ready && p.err == nil {
+				p.err = err
 				t.done = append(t.done, p)
 			}
 		}

@@ -334,7 +334,7 @@ func TestWaitAndCancel(t *testing.T) {
 		if err := <-granted; err != nil {
 			t.Fatal(err)
 		}
-		m.Close()
+		m.Bar(wire.E("test", wire.KindMoved, "", nil))
 		if err := <-moved; !errors.Is(err, wire.KindMoved) {
 			t.Fatal(err)
 		}

@@ -12,19 +12,25 @@ import (
 type Manager struct {
 	mu     sync.Mutex // held for single steps, never while waiting
 	table  *Table
-	closed bool
+	barred error // why no request is answered now, or nil
+	// dead: cancelled sessions that are not drained yet; a request of theirs that had begun may still come here.
+	dead map[wire.SessionID]struct{}
 }
 
 // NewManager makes a manager without locks.
-func NewManager() *Manager { return &Manager{table: NewTable()} }
+func NewManager() *Manager { return &Manager{table: NewTable(), dead: map[wire.SessionID]struct{}{}} }
 
 // Do answers a LockReq. With Wait it returns when the lock is granted, ctx ends (KindInterrupted when it was cancelled,
 // KindTimeout at its deadline: nothing was changed), or the wait fails (KindDeadlock, KindStaleSession, KindMoved).
 func (m *Manager) Do(ctx context.Context, req *wire.LockReq) (wire.LockResp, error) {
 	m.mu.Lock()
-	if m.closed {
+	err := m.barred
+	if _, ok := m.dead[req.Op.Session]; ok {
+		err = wire.E("lock.set", wire.KindStaleSession, fmt.Sprint(req.Op.Session), nil)
+	}
+	if err != nil {
 		m.mu.Unlock()
-		return wire.LockResp{}, wire.E("lock.set", wire.KindMoved, "", nil)
+		return wire.LockResp{}, err
 	}
 	if req.Test {
 		defer m.mu.Unlock()
@@ -79,21 +85,35 @@ func (m *Manager) Reclaim(locks []wire.LockReq) (lost []wire.Ino) {
 	return lost
 }
 
-// EndSession drops all locks of a session and fails its waiters.
+// CancelSession drops the locks of a dead session, fails its waiters, and refuses requests of it that still run.
+// EndSession follows when none does.
+func (m *Manager) CancelSession(s wire.SessionID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dead[s] = struct{}{}
+	m.table.EndSession(s)
+	m.pump()
+}
+
+// EndSession forgets a session.
+// Preconditions: CancelSession; no request of it runs any more, and none will start.
 func (m *Manager) EndSession(s wire.SessionID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.table.EndSession(s)
 	m.pump()
+	delete(m.dead, s)
 }
 
-// Close fails all waiters with KindMoved and refuses further requests.
-func (m *Manager) Close() {
+// Bar fails all waiters with err and refuses requests with it; nil lets them in again. The locks stay.
+func (m *Manager) Bar(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.closed = true
-	m.table.FailAll(wire.E("lock.set", wire.KindMoved, "", nil))
-	m.pump()
+	m.barred = err
+	if err != nil {
+		m.table.FailAll(err)
+		m.pump()
+	}
 }
 
 // Locks gives the number of held locks.
