@@ -4,7 +4,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -30,32 +29,35 @@ func TestS1RealInput(t *testing.T) {
 			t.Errorf("the database after a restart: %q", out)
 		}
 		if !testing.Short() {
-			command(t, 3*time.Minute, "", nil, "diff", "-r", goSrc(), filepath.Join(c.Mount, "src"))
+			command(t, 3*time.Minute, "", nil, "diff", "-r", goSrc(t), filepath.Join(c.Mount, "src"))
 		}
 	})
 }
 
-// goSrc is the source tree of the toolchain that runs the tests.
-func goSrc() string { return filepath.Join(runtime.GOROOT(), "src") }
+// goSrc is the source tree of the toolchain that the tests call.
+func goSrc(t *testing.T) string {
+	t.Helper()
+	return filepath.Join(strings.TrimSpace(command(t, time.Minute, "", nil, "go", "env", "GOROOT")), "src")
+}
 
 func sourceTree(t *testing.T, c *devcluster.Cluster) {
-	files := 0
-	must(t, filepath.WalkDir(goSrc(), func(_ string, d fs.DirEntry, err error) error {
+	files, src := 0, goSrc(t)
+	must(t, filepath.WalkDir(src, func(_ string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
 			files++
 		}
 		return err
 	}))
 	if files < 10000 {
-		t.Fatalf("%s has only %d files: no real test", goSrc(), files)
+		t.Fatalf("%s has only %d files: no real test", src, files)
 	}
 	dst := filepath.Join(c.Mount, "src")
 	begin := time.Now()
-	command(t, 5*time.Minute, "", nil, "cp", "-a", goSrc(), dst)
+	command(t, 5*time.Minute, "", nil, "cp", "-a", src, dst)
 	copied := time.Since(begin)
 	dropCaches(t)
 	begin = time.Now()
-	command(t, 5*time.Minute, "", nil, "diff", "-r", goSrc(), dst)
+	command(t, 5*time.Minute, "", nil, "diff", "-r", src, dst)
 	t.Logf("%d files: copied in %v, compared in %v", files, copied.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 
 	// Modes and times as well: what tar would keep.
@@ -64,7 +66,7 @@ func sourceTree(t *testing.T, c *devcluster.Cluster) {
 		lines := strings.Split(out, "\n")
 		return sortedText(lines)
 	}
-	if list(goSrc()) != list(dst) {
+	if list(src) != list(dst) {
 		t.Error("names, modes, sizes or times of the copy differ")
 	}
 }
@@ -118,7 +120,7 @@ func main() {
 func gitClone(t *testing.T, c *devcluster.Cluster) {
 	// A repository of a few hundred commits, made here: no network, and independent of how this tree was checked out.
 	src := filepath.Join(c.Scratch(), "repo")
-	command(t, 2*time.Minute, "", nil, "sh", "-ec", gitMake, "sh", src, filepath.Join(goSrc(), "net"))
+	command(t, 2*time.Minute, "", nil, "sh", "-ec", gitMake, "sh", src, filepath.Join(goSrc(t), "net"))
 	dst := filepath.Join(c.Mount, "clone")
 	// file:// makes git pack and unpack, where a plain path would copy or link.
 	command(t, 3*time.Minute, "", nil, "git", "clone", "-q", "file://"+src, dst)
