@@ -23,7 +23,7 @@ $mount is a Crake filesystem now. Try:
   cp -r /usr/share/doc $mount/ && ls $mount/doc | head
   bin/crake status --dir $dir
   bin/crake dev ps --dir $dir
-  kill -9 \$(cat $dir/run/drive2.pid)      # a drive dies; $mount goes on; it comes back by itself
+  kill -9 \$(pgrep -f -- "--name drive2")   # a drive dies; $mount goes on; it comes back by itself
   bin/crake events --dir $dir              # and this tells the story
   make demo-stop                           # unmount and stop; the data stays
 END
