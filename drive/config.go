@@ -1,0 +1,121 @@
+package drive
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/rpc"
+)
+
+// Config configures a drive process.
+type Config struct {
+	// Name is the process's unique name in the cluster, such as "drive0".
+	Name string
+	// Proc is its slot, given by mgmt.
+	Proc wire.ProcID
+	// Cluster is the cluster that it and its devices belong to.
+	Cluster wire.ClusterID
+	// Mgmt is the address of the local mgmt, such as "unix:/path".
+	Mgmt string
+	// Listen is the address to listen on.
+	Listen string
+	// Devices are what it serves; at least one.
+	Devices []Device
+	// Arena bounds the memory for data on its way, in bytes; 0 is 64 MiB.
+	Arena int64
+	// VerifyRate bounds what verification reads of each device, in bytes a second; 0 is 200 MiB.
+	VerifyRate int
+	// Version is of this software.
+	Version string
+	// Cores are those that the process is pinned to; empty when it is not.
+	Cores []uint32
+	// Log gets events; nil is slog.Default().
+	Log *slog.Logger
+	// Net is the network of "mem:" addresses, for tests; nil else.
+	Net *rpc.Mem
+}
+
+// Device is a device to serve.
+type Device struct {
+	Path string       // of a formatted file or block device
+	ID   wire.DriveID // what its superblock must say
+}
+
+// Validate lists all that is wrong.
+func (c *Config) Validate() error {
+	var errs []error
+	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Name == "" {
+		add("--name is missing")
+	}
+	if c.Proc == 0 {
+		add("--proc is missing")
+	}
+	if c.Cluster == (wire.ClusterID{}) {
+		add("--cluster is missing")
+	}
+	for _, a := range []struct{ flag, addr string }{{"--mgmt", c.Mgmt}, {"--listen", c.Listen}} {
+		kind, rest, ok := strings.Cut(a.addr, ":")
+		if !ok || rest == "" || kind != "unix" && kind != "tcp" && kind != "mem" {
+			add("%s: address %q: use unix:/path or tcp:host:port", a.flag, a.addr)
+		}
+	}
+	if len(c.Devices) == 0 || len(c.Devices) > maxDevices {
+		add("--device: %d devices, want 1 to %d", len(c.Devices), maxDevices)
+	}
+	seen := map[wire.DriveID]bool{}
+	for _, d := range c.Devices {
+		switch {
+		case d.Path == "":
+			add("--device is missing")
+		case d.ID == 0:
+			add("--drive-id is missing for %s", d.Path)
+		case seen[d.ID]:
+			add("--drive-id %d is given twice", d.ID)
+		}
+		seen[d.ID] = true
+	}
+	if c.Arena != 0 && c.Arena < minArenaBytes {
+		add("--arena %d: at least %d bytes, two requests of the largest size and their answers", c.Arena, int64(minArenaBytes))
+	}
+	if c.VerifyRate < 0 {
+		add("verify rate %d: must not be negative", c.VerifyRate)
+	}
+	return errors.Join(errs...)
+}
+
+// FormatConfig says how to make a drive of a device.
+type FormatConfig struct {
+	// Path is of a block device or a file; a file that is missing is created, and preallocated (but for tmpfs, where that
+	// would take the memory at once).
+	Path string
+	// Cluster is the cluster that it shall belong to.
+	Cluster wire.ClusterID
+	// Drive is its id, given by mgmt.
+	Drive wire.DriveID
+	// SizeBytes is the size of a file that is missing or empty; of others, what to use of it. 0 is all of an existing one.
+	SizeBytes int64
+	// Force destroys what the device holds.
+	Force bool
+}
+
+// Validate lists all that is wrong.
+func (c *FormatConfig) Validate() error {
+	var errs []error
+	if c.Path == "" {
+		errs = append(errs, errors.New("the path is missing"))
+	}
+	if c.Cluster == (wire.ClusterID{}) {
+		errs = append(errs, errors.New("the cluster is missing"))
+	}
+	if c.Drive == 0 {
+		errs = append(errs, errors.New("the drive id is missing"))
+	}
+	if c.SizeBytes != 0 && (c.SizeBytes < minDeviceBytes || c.SizeBytes > maxDeviceBytes) {
+		errs = append(errs, fmt.Errorf("size %d: want %d MiB to %d TiB", c.SizeBytes, int64(minDeviceBytes)>>20, int64(maxDeviceBytes)>>40))
+	}
+	return errors.Join(errs...)
+}

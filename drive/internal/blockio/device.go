@@ -1,0 +1,94 @@
+// Package blockio is the drive's way to its devices: one interface, its implementation over files and block devices by
+// pread and pwrite with O_DIRECT, and, for tests, a device in memory that loses and tears what was not flushed, and
+// decorators that add errors, delay, bit rot and a full device.
+package blockio
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"github.com/crakefs/crake/wire"
+)
+
+// Align is the alignment, in bytes, of every offset, length and memory address of an IO: one block.
+const Align = wire.BlockSize
+
+// Device is a range of bytes that survives.
+//
+// All offsets and lengths are multiples of Align. Memory should be aligned too; an implementation may copy what is not.
+// All methods are safe for concurrent use; overlapping concurrent writes leave either's bytes, sector by sector.
+// A write is durable when a Flush that began after it returned has returned, or, if Info().NeedsFlush is false, when it
+// returned. Errors are *wire.Error: KindIO, KindNoSpace (a thin device is full), KindInvalid (misuse).
+type Device interface {
+	// ReadAt fills p from off.
+	ReadAt(p []byte, off int64) error
+	// WriteAt writes p at off. p must not change before it returns.
+	WriteAt(p []byte, off int64) error
+	// WriteVecAt writes the parts one after the other, the first at off.
+	WriteVecAt(parts [][]byte, off int64) error
+	// Flush makes everything durable that was written before it was called.
+	Flush() error
+	// Size gives the bytes of the device; it does not change while the device is open.
+	Size() int64
+	// Info describes the device.
+	Info() Info
+	// Close gives the device free. No other method may be running or called afterwards.
+	Close() error
+}
+
+// Info describes a device.
+type Info struct {
+	Path   string // as opened
+	Engine string // how IO is done, such as "pread/pwrite"
+	Flush  string // why a commit flushes or not: "fdatasync", "none: tmpfs", "none: write through"
+	// NeedsFlush says that a write is durable only after Flush.
+	NeedsFlush bool
+	// Direct says that IO passes the page cache by; DirectReason tells why not.
+	Direct       bool
+	DirectReason string
+	// Fast says that an IO is a copy in memory, so that doing several at once on one core gains nothing.
+	Fast bool
+	// Block says that it is a block device, not a file.
+	Block bool
+}
+
+// AlignedBytes gives zeroed memory of n bytes that starts on a multiple of Align. Garbage collected; for buffers that
+// live long or are rare. Data travels in wire.Buf.
+func AlignedBytes(n int) []byte {
+	b := make([]byte, n+Align)
+	skip := 0
+	if rest := int(uintptr(unsafe.Pointer(unsafe.SliceData(b))) % Align); rest != 0 {
+		skip = Align - rest
+	}
+	return b[skip : skip+n : skip+n]
+}
+
+func isAligned(p []byte) bool {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%Align == 0
+}
+
+// checkRange reports misuse: an IO outside the device or not in whole blocks.
+func checkRange(op, path string, off int64, n int, size int64) error {
+	if off < 0 || off%Align != 0 || n%Align != 0 || off+int64(n) > size {
+		return wire.Errorf(op, wire.KindInvalid, path, "%d bytes at %d: not whole blocks of a device of %d bytes", n, off, size)
+	}
+	return nil
+}
+
+// ioError wraps what the kernel said about an IO.
+func ioError(op, path string, off int64, n int, err error) error {
+	kind := wire.KindIO
+	if errors.Is(err, errNoSpace) {
+		kind = wire.KindNoSpace
+	}
+	return wire.E(op, kind, fmt.Sprintf("%s: %d bytes at %d", path, n, off), err)
+}
+
+func partsLen(parts [][]byte) int {
+	n := 0
+	for _, p := range parts {
+		n += len(p)
+	}
+	return n
+}

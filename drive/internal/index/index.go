@@ -1,0 +1,301 @@
+// Package index is what a drive keeps in memory: which strips and segments it holds and where, the newest epoch of each
+// bucket, and the free blocks. No goroutine, clock or IO; not safe for concurrent use (the store guards it).
+package index
+
+import (
+	"slices"
+
+	"github.com/RaduBerinde/btreemap"
+
+	"github.com/crakefs/crake/drive/internal/format"
+	"github.com/crakefs/crake/wire"
+)
+
+// entry is what the tree holds for an id: with the id 32 bytes, in a B-tree at least half full 64 at the most.
+type entry struct {
+	run format.Run // of a strip in one run; else flags and, of a strip, the number of blocks
+	sum uint64     // wire.StripSum
+}
+
+const (
+	flagSegment = 1 << 23 // in run: look in segments
+	flagMany    = 1 << 22 // in run: look in many
+	maskBlocks  = 1<<22 - 1
+	treeDegree  = 64 // nodes of up to 127 entries: measured best between 32 and 256 for random ids
+)
+
+// Segment is a segment as the index knows it.
+type Segment struct {
+	ID     wire.StripID
+	Runs   []format.Run // all that is allocated
+	Len    uint64       // bytes that are acknowledged
+	Sealed bool
+	// Damaged says that an append failed half-way: it takes no further one (see store.Append). Not on disk.
+	Damaged bool
+}
+
+// AllocatedBytes gives the bytes of the runs.
+func (s *Segment) AllocatedBytes() uint64 {
+	return uint64(format.RunsBlocks(s.Runs)) * format.BlockSize
+}
+
+// Strip is a strip or segment as List gives it.
+type Strip struct {
+	ID      wire.StripID
+	Blocks  int    // of a strip
+	Sum     uint64 // of a strip
+	Segment *Segment
+}
+
+// LenBytes gives the length that can be read.
+func (s *Strip) LenBytes() uint64 {
+	if s.Segment != nil {
+		return s.Segment.Len
+	}
+	return uint64(s.Blocks) * format.BlockSize
+}
+
+// Index is the state of a drive.
+type Index struct {
+	tree     *btreemap.BTreeMap[wire.StripID, entry]
+	many     map[wire.StripID][]format.Run // strips in several runs: few, on a splintered device only
+	segments map[wire.StripID]*Segment
+	epochs   map[wire.BucketID]wire.Epoch
+	// recordBytes is what all this takes as records of a checkpoint.
+	recordBytes int64
+}
+
+// New makes an empty index.
+func New() *Index {
+	return &Index{
+		tree: btreemap.New[wire.StripID, entry](treeDegree, compareIDs), many: map[wire.StripID][]format.Run{},
+		segments: map[wire.StripID]*Segment{}, epochs: map[wire.BucketID]wire.Epoch{},
+	}
+}
+
+func compareIDs(a, b wire.StripID) int {
+	switch {
+	case a == b:
+		return 0
+	case a.Less(b):
+		return -1
+	}
+	return 1
+}
+
+// Len gives the number of strips and segments.
+func (x *Index) Len() int { return x.tree.Len() }
+
+// RecordBytes gives what a checkpoint of the index takes, without page headers.
+func (x *Index) RecordBytes() int64 { return x.recordBytes }
+
+// Get finds a strip or segment.
+func (x *Index) Get(id wire.StripID) (Strip, bool) {
+	_, e, ok := x.tree.Get(id)
+	if !ok {
+		return Strip{}, false
+	}
+	return x.strip(id, e), true
+}
+
+func (x *Index) strip(id wire.StripID, e entry) Strip {
+	if e.run&flagSegment != 0 {
+		return Strip{ID: id, Segment: x.segments[id]}
+	}
+	return Strip{ID: id, Blocks: int(e.run & maskBlocks), Sum: e.sum}
+}
+
+// Segment finds a segment, or nil.
+func (x *Index) Segment(id wire.StripID) *Segment { return x.segments[id] }
+
+// Runs gives where a strip or segment lies: all that is allocated. The caller must not change the slice.
+func (x *Index) Runs(id wire.StripID) []format.Run {
+	_, e, ok := x.tree.Get(id)
+	switch {
+	case !ok:
+		return nil
+	case e.run&flagSegment != 0:
+		return x.segments[id].Runs
+	case e.run&flagMany != 0:
+		return x.many[id]
+	}
+	return []format.Run{e.run}
+}
+
+// Locate appends to dst where the n bytes at off of a strip or segment lie. Kinds: KindNone, KindNotFound, KindRange.
+func (x *Index) Locate(id wire.StripID, off uint64, n int, dst []format.Run) ([]format.Run, wire.Kind) {
+	_, e, ok := x.tree.Get(id)
+	if !ok {
+		return dst, wire.KindNotFound
+	}
+	length := uint64(e.run&maskBlocks) * format.BlockSize
+	var runs []format.Run
+	one := [1]format.Run{e.run}
+	switch {
+	case e.run&flagSegment != 0:
+		s := x.segments[id]
+		length, runs = s.Len, s.Runs
+	case e.run&flagMany != 0:
+		runs = x.many[id]
+	default:
+		runs = one[:]
+	}
+	if off > length || uint64(n) > length-off {
+		return dst, wire.KindRange
+	}
+	return Part(runs, off/format.BlockSize, n/format.BlockSize, dst), wire.KindNone
+}
+
+// Part appends to dst the n blocks of runs that start at block off. Preconditions: runs has that many.
+func Part(runs []format.Run, off uint64, n int, dst []format.Run) []format.Run {
+	for _, r := range runs {
+		if n == 0 {
+			break
+		}
+		if off >= uint64(r.Blocks()) {
+			off -= uint64(r.Blocks())
+			continue
+		}
+		take := min(n, r.Blocks()-int(off))
+		dst = append(dst, format.MakeRun(r.Start()+off, take))
+		off, n = 0, n-take
+	}
+	if n != 0 {
+		panic("drive: a part beyond the runs")
+	}
+	return dst
+}
+
+// PutStrip adds a strip, in place of what is there. The index keeps runs.
+func (x *Index) PutStrip(id wire.StripID, sum uint64, runs []format.Run) {
+	x.Delete(id)
+	e := entry{run: runs[0], sum: sum}
+	if len(runs) > 1 {
+		e.run = format.Run(flagMany | format.RunsBlocks(runs))
+		x.many[id] = runs
+	}
+	x.tree.ReplaceOrInsert(id, e)
+	x.recordBytes += putBytes(len(runs))
+}
+
+func putBytes(runs int) int64 {
+	r := format.Record{Type: format.RecordPut, Runs: make([]format.Run, 0, runs)}
+	return int64(r.Bytes() + 8*runs)
+}
+
+// AddRuns gives a segment, new or known, runs from run number first on, in place of those that it has there, and
+// at least length bytes.
+// Preconditions: the id is no strip's, and the segment has at least first runs.
+func (x *Index) AddRuns(id wire.StripID, first int, length uint64, runs []format.Run) *Segment {
+	s := x.segments[id]
+	if s == nil {
+		s = &Segment{ID: id}
+		x.segments[id] = s
+		x.tree.ReplaceOrInsert(id, entry{run: flagSegment})
+	} else {
+		x.recordBytes -= segmentBytes(len(s.Runs), s.Sealed)
+	}
+	s.Runs = append(slices.Clip(s.Runs[:first]), runs...) // Clip: whoever holds the old slice keeps it
+	s.Len = max(s.Len, length)
+	x.recordBytes += segmentBytes(len(s.Runs), s.Sealed)
+	return s
+}
+
+// segmentBytes gives the bytes of a segment's records: one alloc for each MaxRuns runs, and a seal.
+func segmentBytes(runs int, sealed bool) int64 {
+	allocs := (runs + format.MaxRuns - 1) / format.MaxRuns
+	alloc := format.Record{Type: format.RecordAlloc}
+	n := int64(allocs*alloc.Bytes() + 8*runs)
+	if sealed {
+		seal := format.Record{Type: format.RecordSeal}
+		n += int64(seal.Bytes())
+	}
+	return n
+}
+
+// GrowthBytes bounds what runs further runs of a segment, or a new strip of so many, add to RecordBytes.
+func GrowthBytes(runs int) int64 { return segmentBytes(runs, true) + 8 }
+
+// Seal ends a segment at length and gives the runs beyond, which are free now. An empty segment keeps one block, so that
+// there is something to record.
+// Preconditions: the segment exists and has that many bytes allocated.
+func (x *Index) Seal(id wire.StripID, length uint64) (freed []format.Run) {
+	s := x.segments[id]
+	x.recordBytes -= segmentBytes(len(s.Runs), s.Sealed)
+	have, keep := format.RunsBlocks(s.Runs), max(1, int(length/format.BlockSize))
+	if have > keep {
+		freed = Part(s.Runs, uint64(keep), have-keep, nil)
+		s.Runs = Part(s.Runs, 0, keep, nil)
+	}
+	s.Len, s.Sealed = length, true
+	x.recordBytes += segmentBytes(len(s.Runs), s.Sealed)
+	return freed
+}
+
+// Delete removes a strip or segment and gives its runs; nil when there is none of that id.
+func (x *Index) Delete(id wire.StripID) []format.Run {
+	_, e, ok := x.tree.Delete(id)
+	switch {
+	case !ok:
+		return nil
+	case e.run&flagSegment != 0:
+		s := x.segments[id]
+		delete(x.segments, id)
+		x.recordBytes -= segmentBytes(len(s.Runs), s.Sealed)
+		return s.Runs
+	case e.run&flagMany != 0:
+		runs := x.many[id]
+		delete(x.many, id)
+		x.recordBytes -= putBytes(len(runs))
+		return runs
+	}
+	x.recordBytes -= putBytes(1)
+	return []format.Run{e.run}
+}
+
+// Epoch gives the newest epoch seen of a bucket; 0 for none.
+func (x *Index) Epoch(b wire.BucketID) wire.Epoch { return x.epochs[b] }
+
+// RaiseEpoch notes an epoch of a bucket.
+func (x *Index) RaiseEpoch(b wire.BucketID, e wire.Epoch) {
+	if old, ok := x.epochs[b]; !ok || e > old {
+		if !ok {
+			fence := format.Record{Type: format.RecordFence}
+			x.recordBytes += int64(fence.Bytes())
+		}
+		x.epochs[b] = e
+	}
+}
+
+// Ascend calls f for the strips and segments with an id above after (from the start if after is zero), in order, until
+// f gives false.
+func (x *Index) Ascend(after wire.StripID, f func(s Strip) bool) {
+	from := btreemap.Min[wire.StripID]()
+	if !after.IsZero() {
+		from = btreemap.GT(after)
+	}
+	for id, e := range x.tree.Ascend(from, btreemap.Max[wire.StripID]()) {
+		if !f(x.strip(id, e)) {
+			return
+		}
+	}
+}
+
+// Segments calls f for every segment, in no order.
+func (x *Index) Segments(f func(s *Segment)) {
+	for _, s := range x.segments {
+		f(s)
+	}
+}
+
+// Epochs calls f for every bucket with an epoch, in order.
+func (x *Index) Epochs(f func(b wire.BucketID, e wire.Epoch)) {
+	buckets := make([]wire.BucketID, 0, len(x.epochs))
+	for b := range x.epochs {
+		buckets = append(buckets, b)
+	}
+	slices.Sort(buckets)
+	for _, b := range buckets {
+		f(b, x.epochs[b])
+	}
+}

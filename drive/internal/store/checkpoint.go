@@ -1,0 +1,197 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/crakefs/crake/drive/internal/blockio"
+	"github.com/crakefs/crake/drive/internal/format"
+	"github.com/crakefs/crake/drive/internal/index"
+	"github.com/crakefs/crake/wire"
+)
+
+// Run does the store's background work until ctx ends: it writes the journal, and checkpoints when the journal is half
+// full. At the end it refuses new mutations, waits for those under way and takes a last checkpoint, so that the next opening
+// has nothing to replay. Reads may go on; the caller ends them before it closes the device.
+func (s *Store) Run(ctx context.Context) error {
+	journalDone := make(chan struct{})
+	go func() {
+		defer close(journalDone)
+		s.journal.run()
+	}()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		<-ctx.Done()
+		s.drain()
+	}()
+	for {
+		select {
+		case <-s.journal.full: // also while draining: a mutation may wait for room in the journal
+			if !s.journal.due() {
+				continue // the last checkpoint has answered it
+			}
+			if err := s.checkpoint(); err != nil {
+				s.ioFailed("checkpoint", err)
+				s.journal.trimFailed(err)
+			}
+			continue
+		case <-drained:
+		}
+		break
+	}
+	s.journal.close()
+	<-journalDone
+	if s.Failed() != nil || !s.journal.dirty() {
+		return nil
+	}
+	return s.checkpoint()
+}
+
+// drain refuses new mutations and waits for those under way.
+func (s *Store) drain() {
+	s.mu.Lock()
+	s.closing = true
+	for len(s.ops) > 0 {
+		var done <-chan struct{}
+		for o := range s.ops {
+			done = o.wait()
+			break
+		}
+		s.mu.Unlock()
+		<-done
+		s.mu.Lock()
+	}
+	s.mu.Unlock()
+}
+
+// checkpoint writes the index to the older checkpoint area and gives the journal before it free.
+//
+// It is taken while the drive works: the index is walked in slices, each under a short hold of the lock. What the pages hold
+// of an id is its state at some moment after the beginning, all of it durable; the journal from the beginning on makes
+// it right (see index.Replay). A copy-on-write clone of the tree was the alternative: it doubles memory for a while.
+func (s *Store) checkpoint() error {
+	s.checkMu.Lock()
+	defer s.checkMu.Unlock()
+	var err error
+	for range checkpointTries {
+		var c *format.Checkpoint
+		if c, err = s.writePages(); err == nil {
+			return s.publish(c)
+		}
+		if wire.KindOf(err) != wire.KindNoSpace {
+			break
+		}
+	}
+	return err
+}
+
+// publish makes the pages of a checkpoint durable, then its header, then trims the journal.
+func (s *Store) publish(c *format.Checkpoint) error {
+	if err := s.flusher.sync(); err != nil {
+		s.fail(err)
+		return err
+	}
+	b := blockio.AlignedBytes(format.BlockSize)
+	c.Written = time.Now().UnixNano()
+	c.Encode(b)
+	area := 1 - s.area
+	if err := s.dev.WriteAt(b, s.sb.CheckpointOff[area]); err != nil {
+		return err
+	}
+	if err := s.flusher.sync(); err != nil {
+		s.fail(err)
+		return err
+	}
+	s.area, s.seq = area, c.Seq
+	s.journal.trim(c.JournalSeq)
+	return nil
+}
+
+// writePages writes the pages of the next checkpoint. Errors: of the device; KindNoSpace, when strips came and went so
+// fast that they did not fit.
+func (s *Store) writePages() (*format.Checkpoint, error) {
+	c := &format.Checkpoint{Drive: s.sb.Drive, FormatID: s.sb.FormatID, Seq: s.seq + 1}
+	seq, block, prev := s.journal.startCheckpoint()
+	c.JournalSeq, c.JournalBlock, c.JournalPrev = seq, uint64(block), prev
+	w := &pageWriter{s: s, c: c, area: 1 - s.area, buf: blockio.AlignedBytes(format.PageBytes)}
+	s.mu.RLock()
+	var fences []format.Record
+	s.idx.Epochs(func(b wire.BucketID, e wire.Epoch) {
+		fences = append(fences, format.Record{Type: format.RecordFence, Arg: uint32(b), Epoch: e})
+	})
+	s.mu.RUnlock()
+	if err := w.add(fences); err != nil {
+		return nil, err
+	}
+	var recs []format.Record
+	var last wire.StripID
+	for {
+		recs = recs[:0]
+		n := 0
+		s.mu.RLock()
+		s.idx.Ascend(last, func(st index.Strip) bool {
+			recs = s.idx.Records(&st, recs)
+			last = st.ID
+			n++
+			return n < checkpointSlice
+		})
+		s.mu.RUnlock()
+		if n == 0 {
+			break
+		}
+		if err := w.add(recs); err != nil {
+			return nil, err
+		}
+	}
+	return c, w.flush()
+}
+
+// pageWriter fills and writes checkpoint pages.
+type pageWriter struct {
+	s    *Store
+	c    *format.Checkpoint
+	area int
+	buf  []byte
+	head format.Batch
+}
+
+func (w *pageWriter) add(recs []format.Record) error {
+	for i := range recs {
+		if w.head.Bytes+recs[i].Bytes() > format.MaxPageBytes {
+			if err := w.flush(); err != nil {
+				return err
+			}
+		}
+		at := format.BatchHeaderBytes + w.head.Bytes
+		w.head.Bytes += len(recs[i].Append(w.buf[at:at]))
+		w.head.Records++
+	}
+	return nil
+}
+
+func (w *pageWriter) flush() error {
+	if w.head.Records == 0 {
+		return nil
+	}
+	sb := w.s.sb
+	if w.c.Pages == uint64(sb.CheckpointPages()) {
+		return wire.Errorf("drive.checkpoint", wire.KindNoSpace, "", "more than %d pages", w.c.Pages)
+	}
+	h := &w.head
+	h.IsPage, h.Drive, h.FormatID, h.Seq, h.Nonce = true, sb.Drive, sb.FormatID, w.c.Pages, w.c.Seq
+	h.Blocks = format.PageBytes / format.BlockSize
+	h.Encode(w.buf)
+	w.s.ios <- struct{}{}
+	err := w.s.dev.WriteAt(w.buf, sb.PageOffset(w.area, w.c.Pages))
+	<-w.s.ios
+	if err != nil {
+		return err
+	}
+	w.c.Pages++
+	w.c.Records += uint64(h.Records)
+	*h = format.Batch{}
+	return nil
+}

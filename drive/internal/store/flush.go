@@ -1,0 +1,75 @@
+package store
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/crakefs/crake/drive/internal/blockio"
+)
+
+// flusher shares flushes: all who come while one is under way share the next. The first who finds none under way does
+// it himself, so a lone caller pays no switch of goroutines.
+type flusher struct {
+	dev   blockio.Device
+	count atomic.Uint64
+
+	mu      sync.Mutex
+	running bool
+	next    *flushRound // who waits for the flush after the one under way, or nil
+}
+
+// flushRound is one shared flush to come.
+type flushRound struct {
+	lead chan struct{} // holds the right to do it, once
+	done chan struct{} // closed afterwards
+	err  error         // valid then
+}
+
+// sync returns when everything written before the call is durable.
+func (f *flusher) sync() error {
+	if !f.dev.Info().NeedsFlush {
+		return nil
+	}
+	f.mu.Lock()
+	if !f.running {
+		f.running = true
+		f.mu.Unlock()
+		return f.run()
+	}
+	r := f.next
+	if r == nil {
+		r = &flushRound{lead: make(chan struct{}, 1), done: make(chan struct{})}
+		f.next = r
+	}
+	f.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.err
+	case <-r.lead:
+		r.err = f.runRound(r)
+		close(r.done)
+		return r.err
+	}
+}
+
+// runRound does the flush that r waits for.
+func (f *flusher) runRound(r *flushRound) error {
+	f.mu.Lock()
+	f.next = nil // who comes from now on needs a later flush
+	f.mu.Unlock()
+	return f.run()
+}
+
+// run flushes and passes the lead on. Preconditions: running is set, by this caller or the one that passed it on.
+func (f *flusher) run() error {
+	err := f.dev.Flush()
+	f.count.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.next != nil {
+		f.next.lead <- struct{}{}
+	} else {
+		f.running = false
+	}
+	return err
+}

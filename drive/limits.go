@@ -1,0 +1,35 @@
+package drive
+
+import (
+	"time"
+
+	"github.com/crakefs/crake/drive/internal/format"
+	"github.com/crakefs/crake/wire"
+)
+
+// The drive process's limits. Those of a device are in internal/store/limits.go and internal/format/geometry.go.
+const (
+	// maxDevices bounds the devices of a process: one core serves a few NVMe devices.
+	maxDevices = 16
+	// defaultArenaBytes holds 500 strips of 128 KiB under way.
+	defaultArenaBytes = 64 << 20
+	// minArenaBytes: half an arena is for data of requests, of which one may have wire.MaxDataBytes.
+	minArenaBytes = 4 * wire.MaxDataBytes
+	// maxHandlers bounds the requests that one connection works on at once; the store bounds the IO.
+	maxHandlers = 256
+	// maxEvents bounds the events that wait for mgmt; beyond, events are dropped and counted.
+	maxEvents = 64
+	// heartbeatEvery is what all processes agree on; heartbeatTimeout ends one that mgmt does not answer.
+	heartbeatEvery   = 500 * time.Millisecond
+	heartbeatTimeout = 2 * time.Second
+	// registerRetryMin and registerRetryMax: mgmt starts at about the same time.
+	registerRetryMin = 20 * time.Millisecond
+	registerRetryMax = time.Second
+	// goodbyeTimeout: a goodbye is a courtesy.
+	goodbyeTimeout = time.Second
+	// trimEvery is how often arena memory that is not needed goes back to the system.
+	trimEvery = 10 * time.Second
+
+	minDeviceBytes = format.MinDeviceBytes
+	maxDeviceBytes = format.MaxDeviceBytes
+)

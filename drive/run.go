@@ -1,0 +1,150 @@
+package drive
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/crakefs/crake/drive/internal/blockio"
+	"github.com/crakefs/crake/drive/internal/index"
+	"github.com/crakefs/crake/drive/internal/server"
+	"github.com/crakefs/crake/drive/internal/store"
+	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/rpc"
+)
+
+// process is one run of a drive process.
+type process struct {
+	// Immutable after start.
+	cfg    Config
+	log    *slog.Logger
+	arena  *wire.Arena
+	stores []*store.Store
+	pool   *rpc.Pool // to mgmt
+	addrs  []string  // where we listen
+
+	incarnation wire.Incarnation // after register
+	events      chan *wire.EventReq
+	dropped     atomic.Uint64 // events
+}
+
+// Run serves the devices until ctx ends (nil), mgmt says that a newer run of the process exists (KindStaleSession or KindRefused),
+// or a device failed such that only a restart helps (KindIO). It returns when everything that it started has ended.
+// Errors at the start: KindInvalid (config), what blockio.OpenFile and store.Open say, and what rpc.Listen says.
+func Run(ctx context.Context, cfg Config) (err error) {
+	if verr := cfg.Validate(); verr != nil {
+		return wire.E("drive.run", wire.KindInvalid, cfg.Name, verr)
+	}
+	p := &process{cfg: cfg, log: cfg.Log, events: make(chan *wire.EventReq, maxEvents)}
+	if p.log == nil {
+		p.log = slog.Default()
+	}
+	if p.cfg.Arena == 0 {
+		p.cfg.Arena = defaultArenaBytes
+	}
+	if p.arena, err = wire.NewArena(int(p.cfg.Arena)); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.arena.Close()) }()
+	defer func() { err = errors.Join(err, p.closeDevices()) }()
+	for _, d := range cfg.Devices {
+		if err := p.open(d); err != nil {
+			return err
+		}
+	}
+	return p.serve(ctx)
+}
+
+// devices pairs the open devices with their stores, for closing.
+func (p *process) closeDevices() error {
+	var errs []error
+	for _, s := range p.stores {
+		errs = append(errs, s.Device().Close())
+	}
+	return errors.Join(errs...)
+}
+
+// open opens and recovers a device.
+func (p *process) open(d Device) error {
+	dev, err := blockio.OpenFile(d.Path)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	s, err := store.Open(dev, store.Config{
+		Cluster: p.cfg.Cluster, Drive: d.ID, Arena: p.arena, Log: p.log, VerifyRate: p.cfg.VerifyRate, OnEvent: p.event,
+	})
+	if err != nil {
+		return errors.Join(err, dev.Close())
+	}
+	p.stores = append(p.stores, s)
+	st, info := s.Stat(), dev.Info()
+	p.log.Info("drive is open", "drive", d.ID, "path", d.Path, "took", time.Since(began), "strips", st.Strips,
+		"freeBytes", st.FreeBytes, "sizeBytes", st.SizeBytes, "flush", info.Flush, "direct", info.Direct, "directReason", info.DirectReason,
+		"indexBytesWhenFull", index.MemoryBytesWhenFull(s.Superblock().DataBlocks()))
+	return nil
+}
+
+// serve listens, registers and answers until ctx ends or something fails.
+func (p *process) serve(ctx context.Context) error {
+	self := rpc.Self{Cluster: p.cfg.Cluster, Role: wire.RoleDrive, Proc: p.cfg.Proc, Version: p.cfg.Version}
+	h := server.New(p.stores)
+	l, err := rpc.Listen(p.cfg.Listen, rpc.Options{
+		Self: self, Arena: p.arena, Handler: h.Handle, MaxHandlers: maxHandlers, Net: p.cfg.Net, Log: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.addrs = []string{l.Addr()}
+	p.pool = rpc.NewPool(rpc.Options{Self: self, Arena: p.arena, Net: p.cfg.Net, Log: p.log})
+	defer p.pool.Close()
+
+	// The stores end after the server, so that their last checkpoint finds no mutation under way; mgmt hears the goodbye last.
+	storeCtx, stopStores := context.WithCancel(context.Background())
+	defer stopStores()
+	var stores sync.WaitGroup
+	storeErrs := make([]error, len(p.stores))
+	for i, s := range p.stores {
+		stores.Go(func() { storeErrs[i] = s.Run(storeCtx) })
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var tasks sync.WaitGroup
+	task := func(f func(context.Context) error) {
+		tasks.Go(func() {
+			if err := f(ctx); err != nil {
+				stop(err)
+			}
+		})
+	}
+	task(l.Serve)
+	task(p.member)
+	task(p.sendEvents)
+	task(p.trim)
+	tasks.Wait()
+	stopStores()
+	stores.Wait()
+	p.goodbye()
+	errs := storeErrs
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		errs = append([]error{cause}, errs...)
+	}
+	return errors.Join(errs...)
+}
+
+// trim gives memory back that a burst has left.
+func (p *process) trim(ctx context.Context) error {
+	t := time.NewTicker(trimEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			p.arena.Trim()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
