@@ -155,7 +155,7 @@ func checkDir(dir string) (made bool, err error) {
 		return false, err
 	}
 	st, err := os.Stat(dir)
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return true, checkParent(dir)
 	}
 	if err != nil {
@@ -180,7 +180,7 @@ func checkDir(dir string) (made bool, err error) {
 func checkParent(dir string) error {
 	for at := filepath.Dir(dir); ; at = filepath.Dir(at) {
 		st, err := os.Stat(at)
-		if errors.Is(err, os.ErrNotExist) && at != "/" {
+		if (errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR)) && at != "/" {
 			continue
 		}
 		if err != nil {

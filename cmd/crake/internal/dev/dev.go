@@ -11,6 +11,7 @@
 package dev
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,8 +24,8 @@ import (
 	"github.com/crakefs/crake/wire"
 )
 
-// FormatFunc writes an empty drive to a preallocated file or a device; it refuses one that holds anything.
-type FormatFunc func(path string, cluster wire.ClusterID, id wire.DriveID) error
+// FormatFunc makes a preallocated file and an empty drive of it; it refuses one that holds anything.
+type FormatFunc func(ctx context.Context, path string, cluster wire.ClusterID, id wire.DriveID, sizeBytes int64) error
 
 // Config says what dev up shall bring up. The zero value of a field that forms a cluster means "not said": the default for a new
 // cluster, whatever stands for an existing one.

@@ -164,7 +164,7 @@ func TestFailedFormLeavesNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "x", "c")
 	c := Config{
 		Dir: dir, Mount: t.TempDir(), Drives: 2, DriveBytes: MinDriveBytes, Data: 1, Parity: 1, Binary: "/bin/false",
-		Format: func(path string, _ wire.ClusterID, id wire.DriveID) error {
+		Format: func(_ context.Context, _ string, _ wire.ClusterID, id wire.DriveID, _ int64) error {
 			if id == 2 {
 				return fmt.Errorf("no drive for you")
 			}
@@ -178,7 +178,7 @@ func TestFailedFormLeavesNothing(t *testing.T) {
 		t.Errorf("left %s", filepath.Dir(dir))
 	}
 	// The same when mgmt does not start.
-	c.Format = func(string, wire.ClusterID, wire.DriveID) error { return nil }
+	c.Format = func(context.Context, string, wire.ClusterID, wire.DriveID, int64) error { return nil }
 	if _, err := c.first(context.Background()); err == nil || !strings.Contains(err.Error(), "mgmt did not start") {
 		t.Fatalf("got %v", err)
 	}

@@ -134,10 +134,7 @@ func (c *Config) form(ctx context.Context) (*api.ClusterFile, error) {
 		}
 		c.say("making drive %d of %d (%d MiB)", i+1, c.Drives, c.DriveBytes>>20)
 		d := api.DriveSpec{ID: uint32(i + 1), Path: drivePath(c.Dir, i), SizeBytes: c.DriveBytes}
-		if err := preallocate(d.Path, d.SizeBytes); err != nil {
-			return nil, err
-		}
-		if err := c.Format(d.Path, id, wire.DriveID(d.ID)); err != nil {
+		if err := c.Format(ctx, d.Path, id, wire.DriveID(d.ID), d.SizeBytes); err != nil {
 			return nil, err
 		}
 		f.Drives = append(f.Drives, d)
@@ -146,25 +143,6 @@ func (c *Config) form(ctx context.Context) (*api.ClusterFile, error) {
 		return nil, err
 	}
 	return f, os.Remove(filepath.Join(c.Dir, formingName))
-}
-
-// preallocate makes a file whose space is reserved, so that a drive never meets a full disk below it.
-func preallocate(path string, size int64) error {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	switch err := unix.Fallocate(int(file.Fd()), 0, 0, size); err {
-	case nil:
-		return file.Close()
-	case unix.ENOSPC:
-		return fmt.Errorf("%s: no space for %d MiB; lower --drive-size or name another --dir", path, size>>20)
-	case unix.EOPNOTSUPP:
-		return fmt.Errorf("%s: its filesystem cannot reserve space (fallocate); name a --dir on ext4, xfs, btrfs or tmpfs", path)
-	default:
-		return fmt.Errorf("%s: fallocate %d MiB: %w", path, size>>20, err)
-	}
 }
 
 // again brings an existing cluster back.
