@@ -10,9 +10,7 @@ need fio fio
 need git git
 need sqlite3 sqlite3
 need gcc gcc        # the race detector links with cgo
-need setfattr attr
 need diff diffutils
-need ps procps
 
 if [ "$(uname -s)" = Linux ] && command -v gcc >/dev/null 2>&1 && [ ! -e /usr/include/stdlib.h ]; then
   missing+=(libc6-dev)

@@ -28,8 +28,8 @@ func TestCommands(t *testing.T) {
 		if p.Name == "" || p.PID == 0 || p.Version == "" || p.State != "up" {
 			t.Errorf("dev ps: %+v", p)
 		}
-		if p.Role != "mgmt" && len(p.Cores) == 0 {
-			t.Errorf("dev ps: %s is not pinned", p.Name)
+		if (p.Role == "drive" || p.Role == "compute") && len(p.Cores) != 1 {
+			t.Errorf("dev ps: %s is pinned to cores %v, want one", p.Name, p.Cores)
 		}
 		if err := unix.Kill(p.PID, 0); err != nil {
 			t.Errorf("dev ps names process %d as %s: %v", p.PID, p.Name, err)
