@@ -185,6 +185,13 @@ func (b *Bucket) Fence(ctx context.Context) (reachable, unreachable []wire.Drive
 	return reachable, unreachable, err
 }
 
+// Fenced says whether Fence has succeeded for some drives.
+func (b *Bucket) Fenced() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.fenced) > 0
+}
+
 // Listed is a strip or segment that a drive holds.
 type Listed struct {
 	Drive wire.DriveID

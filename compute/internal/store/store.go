@@ -134,3 +134,31 @@ func (s *Store) wrote(d wire.DriveID, bytes int) {
 	st := s.state(d)
 	st.free -= min(st.free, uint64(bytes))
 }
+
+// DataStrips gives k, the data strips of a stripe; 0 when there is no map yet.
+func (b *Bucket) DataStrips() int {
+	v := b.s.currentView()
+	if v == nil {
+		return 0
+	}
+	return v.k
+}
+
+// Replicas gives m+1, the replicas of a log; 0 when there is no map yet.
+func (b *Bucket) Replicas() int {
+	v := b.s.currentView()
+	if v == nil {
+		return 0
+	}
+	return v.m + 1
+}
+
+// Domain gives the failure domain of a drive, and false when the map does not have it.
+func (b *Bucket) Domain(d wire.DriveID) (uint32, bool) {
+	v := b.s.currentView()
+	if v == nil {
+		return 0, false
+	}
+	domain, ok := v.domain[d]
+	return domain, ok
+}
