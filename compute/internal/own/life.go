@@ -66,13 +66,16 @@ func sleep(ctx context.Context, d time.Duration) {
 func (o *Owner) serve(ctx context.Context, b *Bucket) error {
 	start := time.Now()
 	b.reset()
-	b.setState(wire.BucketOpening, nil)
+	if st, _ := b.State(); st != wire.BucketFailed { // else people go on seeing why
+		b.setState(wire.BucketOpening, nil)
+	}
 	o.cfg.Changed()
 	eng, err := o.open(ctx, b)
 	if err != nil {
 		return err
 	}
 	opened := time.Since(start)
+	b.setState(wire.BucketOpening, nil)
 	run, stop := context.WithCancel(context.Background())
 	defer stop()
 	b.attach(run, eng.DB)
@@ -83,7 +86,10 @@ func (o *Owner) serve(ctx context.Context, b *Bucket) error {
 		o.cfg.Log.Info("bucket serves", "bucket", b.ID, "epoch", b.Epoch, "open", opened.Round(time.Millisecond),
 			"total", time.Since(start).Round(time.Millisecond))
 		o.cfg.Changed()
-		wg.Go(func() { o.orphans(run, b, eng.DB) })
+		wg.Go(func() {
+			o.forgetSessions(run, b, eng.DB)
+			o.orphans(run, b, eng.DB)
+		})
 		if eng.Background != nil {
 			wg.Go(func() { eng.Background(run) })
 		}
@@ -99,14 +105,31 @@ func (o *Owner) serve(ctx context.Context, b *Bucket) error {
 	b.Locks.Bar(gone)
 	// What runs may end by itself first: a request that is cut off between commit and answer costs its sender a retry.
 	grace := time.AfterFunc(drainGrace, stop)
+	// A commit that cannot be written waits for its drives; nobody would be told of its success any more.
+	abort := time.AfterFunc(drainAbort, eng.Abort)
 	b.drain()
 	grace.Stop()
 	stop()
 	wg.Wait()
-	if cerr := eng.Close(); cerr != nil {
+	cerr := eng.Close()
+	abort.Stop()
+	if cerr != nil {
 		o.cfg.Log.Info("bucket did not close cleanly, its next owner replays its log", "bucket", b.ID, "err", cerr)
 	}
 	return err
+}
+
+// forgetSessions drops reply records of sessions that died while the bucket moved.
+func (o *Owner) forgetSessions(ctx context.Context, b *Bucket, db *meta.Bucket) {
+	for _, s := range db.RecordedSessions() {
+		if o.cfg.Alive(s) {
+			continue
+		}
+		if err := db.DropSession(ctx, s); err != nil {
+			o.cfg.Log.Warn("reply records of a dead session could not be dropped", "bucket", b.ID, "session", s, "err", err)
+			return
+		}
+	}
 }
 
 // orphans deletes inodes without a name that no session has open: once when the bucket begins to serve, because sessions

@@ -12,6 +12,8 @@ const (
 	settleWait = 10 * time.Second
 	// drainGrace is how long the requests that run when a bucket closes may take to end by themselves.
 	drainGrace = 100 * time.Millisecond
+	// drainAbort is when those that still have not ended are cut off from the drives.
+	drainAbort = 2 * time.Second
 	// reopenMin and reopenMax bound the pause before a bucket that failed is opened again.
 	reopenMin = 50 * time.Millisecond
 	reopenMax = 5 * time.Second

@@ -18,6 +18,8 @@ type Engine struct {
 	DB *meta.Bucket
 	// Background runs once the bucket serves, until ctx ends: it finds leaked strips. May be nil.
 	Background func(ctx context.Context)
+	// Abort makes all writes to the drives fail from now on, those under way too. It does not wait.
+	Abort func()
 	// Close closes the database and all below. No request runs any more, and DB.Run has ended.
 	Close func() error
 }
@@ -26,7 +28,7 @@ type Engine struct {
 // goroutine, when the database has failed.
 type Opener func(ctx context.Context, b *Bucket, fail func(error)) (*Engine, error)
 
-// Config configures an Owner. Required: Proc, Open, Peer.
+// Config configures an Owner. Required: Proc, Open, Peer, Alive.
 type Config struct {
 	Proc wire.ProcID
 	Open Opener
@@ -38,6 +40,8 @@ type Config struct {
 	Opening int
 	// Changed is called when the state of a bucket has changed, so that a heartbeat tells at once. Must not block.
 	Changed func()
+	// Alive tells whether a session is in the newest map.
+	Alive func(wire.SessionID) bool
 	// Deposed tells whether an error says that the bucket has a newer owner.
 	Deposed func(error) bool
 }
@@ -56,6 +60,8 @@ type Owner struct {
 
 	mu      sync.Mutex
 	stopped bool
+	gen     wire.Generation // of the newest map acted upon
+	genNews chan struct{}   // closed and replaced when gen rises
 	ends    map[wire.BucketID]context.CancelFunc
 	// old holds the buckets that are being closed, so that a new life of the same one waits for the former to end.
 	old map[wire.BucketID]*Bucket
@@ -77,7 +83,7 @@ func New(cfg Config) *Owner {
 	}
 	o := &Owner{
 		cfg: cfg, slots: make(chan struct{}, cfg.Opening),
-		ends: map[wire.BucketID]context.CancelFunc{}, old: map[wire.BucketID]*Bucket{},
+		ends: map[wire.BucketID]context.CancelFunc{}, old: map[wire.BucketID]*Bucket{}, genNews: make(chan struct{}),
 	}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	o.byID.Store(&map[wire.BucketID]*Bucket{})
@@ -101,6 +107,14 @@ func (o *Owner) Buckets() []*Bucket {
 func (o *Owner) SetMap(m *wire.ClusterMap) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if m.Generation <= o.gen {
+		return
+	}
+	o.gen = m.Generation
+	defer func() {
+		close(o.genNews)
+		o.genNews = make(chan struct{})
+	}()
 	if o.stopped {
 		return
 	}
@@ -212,14 +226,42 @@ func (o *Owner) clean(ctx context.Context, b *Bucket, db *meta.Bucket, s wire.Se
 	}
 }
 
-// Reports describes all owned buckets for a heartbeat.
-func (o *Owner) Reports() []wire.BucketReport {
-	bs := o.Buckets()
-	out := make([]wire.BucketReport, 0, len(bs))
+// Reports describes, for a heartbeat, all owned buckets, and those that are still being closed; and the generation of
+// the map that this follows from: mgmt gives a bucket to the next owner once we have seen the map that takes it from us
+// and do not name it any more.
+func (o *Owner) Reports() (wire.Generation, []wire.BucketReport) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	bs := *o.byID.Load()
+	out := make([]wire.BucketReport, 0, len(bs)+len(o.old))
 	for _, b := range bs {
 		out = append(out, b.Report())
 	}
-	return out
+	for id, b := range o.old {
+		if bs[id] == nil {
+			r := b.Report()
+			r.State = wire.BucketOpening // anything but closed: it closes
+			out = append(out, r)
+		}
+	}
+	return o.gen, out
+}
+
+// WaitGen waits until a map of this generation has been acted upon.
+func (o *Owner) WaitGen(ctx context.Context, g wire.Generation) error {
+	for {
+		o.mu.Lock()
+		gen, news := o.gen, o.genNews
+		o.mu.Unlock()
+		if gen >= g {
+			return nil
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // Close ends all ownership in an orderly way: it returns when all buckets are closed.

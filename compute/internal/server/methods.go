@@ -156,7 +156,7 @@ func (s *Server) addOthers(t map[wire.Method]method) {
 		func(q *wire.DropRegionsReq) (wire.BucketID, wire.SessionID) { return q.Bucket, 0 },
 		func(c *call, q *wire.DropRegionsReq) (wire.Message, error) { return some(c.db.DropRegions(c.ctx, q)) })
 	t[wire.MRegionBlocks] = inBucket(s, byCompute, own.UseOpen,
-		func(q *wire.RegionBlocksReq) (wire.BucketID, wire.SessionID) { return q.Ino.Bucket(), 0 },
+		func(q *wire.RegionBlocksReq) (wire.BucketID, wire.SessionID) { return q.Bucket, 0 },
 		func(c *call, q *wire.RegionBlocksReq) (wire.Message, error) { return done(c.db.RegionBlocks(c.ctx, q)) })
 }
 

@@ -1,0 +1,80 @@
+package compute
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/rpc"
+)
+
+// Config configures a compute process.
+type Config struct {
+	// Name is the process's unique name in the cluster, such as "compute0".
+	Name string
+	// Proc is its slot, given by mgmt.
+	Proc wire.ProcID
+	// Cluster is the cluster that it belongs to.
+	Cluster wire.ClusterID
+	// Mgmt is the address of the local mgmt, such as "unix:/path".
+	Mgmt string
+	// Listen is the address to listen on.
+	Listen string
+	// Arena bounds the memory for file data, in bytes; 0 is 64 MiB.
+	Arena int64
+	// Memory bounds the memory for databases, in bytes: a third for the shared block cache, a third for memtables, the
+	// rest for what Go needs beside. 0 is 256 MiB.
+	Memory int64
+	// Version is of this software.
+	Version string
+	// Cores are those that the process is pinned to; empty when it is not.
+	Cores []uint32
+	// Log gets events; nil is slog.Default().
+	Log *slog.Logger
+	// Net is the network of "mem:" addresses, for tests; nil else.
+	Net *rpc.Mem
+}
+
+// Validate lists all that is wrong.
+func (c *Config) Validate() error {
+	var errs []error
+	if c.Name == "" {
+		errs = append(errs, errors.New("--name is missing"))
+	}
+	if c.Proc == 0 {
+		errs = append(errs, errors.New("--proc is missing"))
+	}
+	if c.Cluster == (wire.ClusterID{}) {
+		errs = append(errs, errors.New("--cluster is missing"))
+	}
+	for _, a := range []struct{ flag, addr string }{{"--mgmt", c.Mgmt}, {"--listen", c.Listen}} {
+		if err := checkAddr(a.addr); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", a.flag, err))
+		}
+	}
+	if c.Arena != 0 && c.Arena < 2*wire.MaxDataBytes {
+		errs = append(errs, fmt.Errorf("--arena %d: at least %d bytes, two requests of the largest size", c.Arena, 2*wire.MaxDataBytes))
+	}
+	if c.Memory != 0 && c.Memory < minMemoryBytes {
+		errs = append(errs, fmt.Errorf("--memory %d: at least %d bytes", c.Memory, minMemoryBytes))
+	}
+	return errors.Join(errs...)
+}
+
+func checkAddr(a string) error {
+	kind, rest, ok := strings.Cut(a, ":")
+	if !ok || rest == "" || kind != "unix" && kind != "tcp" && kind != "mem" {
+		return fmt.Errorf("address %q: use unix:/path or tcp:host:port", a)
+	}
+	return nil
+}
+
+// memory tells how Memory is split: the block cache of all databases, and the largest memtable when this process has so
+// many buckets (each has up to two).
+func (c *Config) memory(buckets int) (cacheBytes int64, memTableBytes int) {
+	third := c.Memory / 3
+	memTableBytes = int(min(maxMemTable, max(minMemTable, third/int64(2*max(buckets, 1)))))
+	return third, memTableBytes
+}
