@@ -100,24 +100,20 @@ func lastWords(dir string, start int64, ended error) string {
 // mgmt has ended. A cluster that does not run gives ErrNotRunning; a mount point in use an *Error with status 409, unless
 // force is set: then it is detached under its users, who get errors from then on.
 func StopAndWait(ctx context.Context, dir string, force bool) error {
+	if !Running(dir) {
+		return ErrNotRunning
+	}
 	c := Open(dir)
 	defer c.Close()
-	for {
-		_, err := c.Stop(ctx, force)
-		if err == nil {
-			break
+	for asked := false; Running(dir); {
+		// Asked again until it is under way, and again should mgmt die over it and come back.
+		if st, err := c.Status(ctx); err == nil && (!asked || st.Health.State != HealthStopping) {
+			_, err := c.Stop(ctx, force)
+			if refused := (*Error)(nil); errors.As(err, &refused) {
+				return err
+			}
+			asked = err == nil
 		}
-		if !errors.Is(err, ErrNotRunning) {
-			return err
-		}
-		if !Running(dir) {
-			return ErrNotRunning
-		}
-		if err := sleep(ctx); err != nil { // it is starting or being restarted
-			return fmt.Errorf("mgmt runs but does not answer, see %s: %w", LogPath(dir, "mgmt"), err)
-		}
-	}
-	for Running(dir) {
 		if err := sleep(ctx); err != nil {
 			return fmt.Errorf("the cluster did not stop in time, see %s: %w", LogPath(dir, "mgmt"), err)
 		}

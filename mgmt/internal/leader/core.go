@@ -113,16 +113,13 @@ func (c *Core) SetStopping(now Millis, on bool) {
 }
 
 // Exited tells that a process of that pid has ended: a run of this slot or something that never registered.
-func (c *Core) Exited(now Millis, id wire.ProcID, pid uint32, how string) {
+func (c *Core) Exited(now Millis, id wire.ProcID, pid uint32) {
 	p := c.s.Procs[id]
 	if p == nil {
 		return
 	}
 	if p.PID == pid && p.State != wire.ProcDown {
 		c.down(p)
-		if !c.stopping {
-			c.event(wire.SeverityWarning, "process.exit", p.Name, fmt.Sprintf("pid %d ended: %s", pid, how))
-		}
 	}
 	if n := len(p.Old); n > 0 {
 		p.Old = slices.DeleteFunc(p.Old, func(r Run) bool { return r.PID == pid })

@@ -90,7 +90,7 @@ func (f *fixture) take() {
 func (f *fixture) exit(name string) {
 	p := f.c.s.ProcNamed(name)
 	delete(f.runs, p.ID)
-	f.c.Exited(f.now, p.ID, p.PID, "signal: killed")
+	f.c.Exited(f.now, p.ID, p.PID)
 	f.take()
 }
 
@@ -293,7 +293,7 @@ func TestSecondRunWaitsForFirst(t *testing.T) {
 			t.Fatalf("kills: %+v", f.out.Kills)
 		}
 		if seen {
-			f.c.Exited(f.now, id, old, "killed")
+			f.c.Exited(f.now, id, old)
 		} else {
 			f.run(testLease - 1000)
 			f.wantOwned(map[string]int{"process 0": 4})

@@ -232,3 +232,11 @@ func (c *Core) FSGone(now Millis, id wire.FSID) {
 		c.settle(now)
 	}
 }
+
+// SetMount changes what a frontend mounts where, at its next start.
+func (c *Core) SetMount(now Millis, id wire.ProcID, fs wire.FSID, path string) {
+	if p := c.s.Procs[id]; p != nil && (p.FS != fs || p.Mount != path) {
+		p.FS, p.Mount, c.dirty = fs, path, true
+		c.settle(now)
+	}
+}

@@ -260,6 +260,41 @@ func (s *Supervisor) Kill(name string, pid int) error {
 	return fd.signal(unix.SIGKILL)
 }
 
+// StopFound ends what New found running under a name that nothing is started for: SIGTERM, after grace SIGKILL.
+func (s *Supervisor) StopFound(ctx context.Context, name string, grace time.Duration) error {
+	var errs []error
+	for _, f := range s.found[name] {
+		fd, err := openPidfd(f.PID)
+		if err != nil || !Alive(f.PID, f.Start) {
+			if fd != nil {
+				_ = fd.close()
+			}
+			continue // it has ended
+		}
+		errs = append(errs, stopForeign(ctx, fd, grace))
+		_ = os.Remove(recordPath(s.cfg.RunDir, name))
+	}
+	return errors.Join(errs...)
+}
+
+func stopForeign(ctx context.Context, fd *pidfd, grace time.Duration) error {
+	defer fd.close()
+	if err := fd.signal(unix.SIGTERM); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = fd.wait() }() // ends with fd
+	waited, err := waitFor(ctx, ended, grace)
+	if waited || err != nil {
+		return err
+	}
+	if err := fd.signal(unix.SIGKILL); err != nil {
+		return err
+	}
+	_, err = waitFor(ctx, ended, killWait)
+	return err
+}
+
 // Status tells how all processes are, by name.
 func (s *Supervisor) Status() map[string]Status {
 	s.mu.Lock()
