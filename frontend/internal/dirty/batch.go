@@ -132,3 +132,36 @@ func (f *File) First() (off uint64, ok bool) {
 	}
 	return best * wire.BlockSize, true
 }
+
+// FirstIn is First within [off, off+n).
+func (f *File) FirstIn(off, n uint64) (at uint64, ok bool) {
+	if f.dirty == 0 {
+		return 0, false
+	}
+	end := off + n
+	best := ^uint64(0)
+	look := func(ci uint64, c *chunk) {
+		m := c.dirty &^ c.flight
+		if base := ci * ChunkBytes; base < off {
+			if off-base >= ChunkBytes {
+				return
+			}
+			m = m >> ((off - base) / wire.BlockSize) << ((off - base) / wire.BlockSize)
+		}
+		if m != 0 {
+			best = min(best, ci*ChunkBytes+uint64(bits.TrailingZeros32(m))*wire.BlockSize)
+		}
+	}
+	if (n+ChunkBytes-1)/ChunkBytes < uint64(len(f.chunks)) {
+		for ci := off / ChunkBytes; ci*ChunkBytes < end && best == ^uint64(0); ci++ {
+			if c := f.chunks[ci]; c != nil {
+				look(ci, c)
+			}
+		}
+	} else {
+		for ci, c := range f.chunks {
+			look(ci, c)
+		}
+	}
+	return best, best < end
+}

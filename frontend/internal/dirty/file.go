@@ -320,3 +320,14 @@ func within(off uint64, n, i int) (lo, hi int) {
 	at := int(off%ChunkBytes) - i*wire.BlockSize
 	return max(at, 0), min(at+n, wire.BlockSize)
 }
+
+// End gives the offset behind the last block that is here; 0 when there is none.
+func (f *File) End() uint64 {
+	end := uint64(0)
+	for ci, c := range f.chunks {
+		if m := c.has(); m != 0 {
+			end = max(end, (ci*ChunkBlocks+uint64(bits.Len32(m)))*wire.BlockSize)
+		}
+	}
+	return end
+}

@@ -1,0 +1,129 @@
+package frontend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/crakefs/crake/frontend/internal/fusefs"
+	"github.com/crakefs/crake/frontend/internal/mnt"
+	"github.com/crakefs/crake/wire"
+)
+
+// subtype makes `mount` show the type fuse.crake.
+const subtype = "crake"
+
+// Run mounts the filesystem and serves it until ctx ends or somebody unmounts it (nil), or the session is over. At the end it makes
+// durable what was written, as far as the cluster lets it in bounded time, and always takes the mount away. It returns when everything
+// that it started has ended. Errors at the start are one line that says what to do.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return wire.E("frontend.run", wire.KindInvalid, cfg.Name, err)
+	}
+	// Files are made with the mode that the kernel says.
+	unix.Umask(0)
+	point, err := mnt.Resolve(cfg.Mount)
+	if err != nil {
+		return err
+	}
+	if err := mnt.Prepare(point, "fuse."+subtype, source(cfg.FS)); err != nil {
+		return err
+	}
+	m, err := join(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	return errors.Join(m.serve(ctx, point), m.leave())
+}
+
+// source is what `mount` shows as the device.
+func source(fs string) string { return "crake/" + fs }
+
+// serve mounts, and serves until the end.
+func (m *member) serve(ctx context.Context, point string) error {
+	log := m.cfg.Log
+	fs := fusefs.New(m.fs)
+	server, err := fuse.NewServer(fs, point, m.mountOptions())
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", point, err)
+	}
+	drop := func(ino wire.Ino) { _ = server.InodeNotify(fs.Node(ino), 0, 0) } // ENOENT: the kernel does not know it
+	m.dropPages.Store(&drop)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		server.Serve()
+	}()
+	if err := mnt.SetReadahead(point, pageReadaheadKiB); err != nil {
+		log.Info("kernel readahead stays as it is", "err", err)
+	}
+	m.ready.Store(true)
+	log.Info("mounted", "fs", m.cfg.FS, "mount", point, "session", m.session)
+
+	var cause error
+	select {
+	case <-ctx.Done():
+	case <-served:
+		log.Info("unmounted by somebody else", "mount", point)
+	case <-m.ctx.Done():
+		cause = context.Cause(m.ctx)
+	}
+	m.ready.Store(false)
+	return errors.Join(cause, m.unmount(point, served, cause == nil))
+}
+
+func (m *member) mountOptions() *fuse.MountOptions {
+	return &fuse.MountOptions{
+		AllowOther: true, FsName: source(m.cfg.FS), Name: subtype, Options: []string{"default_permissions"},
+		// As of a disk: setuid programs and devices work. (Zero would mean nosuid and nodev.)
+		DirectMountStrict: true, DirectMountFlags: unix.MS_MGC_VAL,
+		MaxWrite: maxRequest, MaxBackground: maxBackground, MaxInflightRequestBytes: maxRequestBytes,
+		EnableLocks: true, DisableSplice: true, ExplicitDataCacheControl: true,
+		ExtraCapabilities: fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_READDIRPLUS_AUTO,
+		Logger:            slog.NewLogLogger(m.cfg.Log.Handler(), slog.LevelWarn),
+	}
+}
+
+// unmount makes durable what can be, takes the mount away and waits for the last requests. sync is false when the session is over:
+// then the cluster takes nothing any more.
+func (m *member) unmount(point string, served <-chan struct{}, sync bool) error {
+	var errs []error
+	flush := func() {
+		if !sync {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), syncTimeout)
+		defer cancel()
+		if err := m.fs.Sync(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("written data may be lost: %w", err))
+		}
+	}
+	flush()
+	var lazy bool
+	gone := make(chan error, 1)
+	go func() { // an unmount may wait for requests that we serve
+		var err error
+		lazy, err = mnt.Unmount(point, unmountPatience)
+		gone <- err
+	}()
+	select {
+	case err := <-gone:
+		errs = append(errs, err)
+		if lazy {
+			m.cfg.Log.Warn("the mount was in use and was detached; its users get errors", "mount", point)
+		}
+	case <-time.After(unmountPatience + serveTimeout):
+		errs = append(errs, fmt.Errorf("unmount %s does not return", point))
+	}
+	select {
+	case <-served:
+	case <-time.After(serveTimeout):
+	}
+	flush() // pages of mmaps came with the unmount
+	return errors.Join(errs...)
+}

@@ -1,0 +1,39 @@
+package frontend
+
+import "time"
+
+// Limits of the process; those of the filesystem are in internal/core/limits.go.
+const (
+	// minMemoryBytes and maxMemoryBytes bound the memory settings: a few requests of 1 MiB, and what is surely a mistake.
+	minMemoryBytes = 8 << 20
+	maxMemoryBytes = 1 << 40
+	// maxRequest is the kernel's largest READ and WRITE, without its sysctl being raised.
+	maxRequest = 1 << 20
+	// maxBackground is how many requests that nobody sits and waits for (asynchronous direct IO, readahead) the kernel sends at once:
+	// a few jobs at depth 32.
+	maxBackground = 256
+	// maxRequestBytes bounds the memory that holds write requests under way. While it is full none is read from the kernel.
+	maxRequestBytes = 128 << 20
+	// pageReadaheadKiB is how far the kernel reads ahead for mmaps.
+	pageReadaheadKiB = 1024
+	// maxEvents bounds the events that wait for mgmt; beyond, events are dropped and counted.
+	maxEvents = 64
+	// heartbeatEvery is what all processes agree on; heartbeatTimeout ends one that mgmt does not answer.
+	heartbeatEvery   = 500 * time.Millisecond
+	heartbeatTimeout = 2 * time.Second
+	// registerRetryMin and registerRetryMax: mgmt starts at about the same time.
+	registerRetryMin = 20 * time.Millisecond
+	registerRetryMax = time.Second
+	// goodbyeTimeout: a goodbye is a courtesy.
+	goodbyeTimeout = time.Second
+	// fsWait is how long the filesystem may be missing in the map when the process starts.
+	fsWait = 5 * time.Second
+	// syncTimeout bounds the flush at the end; mgmt kills after 60 s.
+	syncTimeout = 40 * time.Second
+	// unmountPatience is how long the end waits for users of the mount before it detaches it under them.
+	unmountPatience = 2 * time.Second
+	// serveTimeout bounds the wait for the last requests after the unmount.
+	serveTimeout = 3 * time.Second
+	// trimEvery is how often arena memory that is not needed goes back to the system.
+	trimEvery = 10 * time.Second
+)
