@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/away"
 	"github.com/crakefs/crake/wire/rpc"
 	"github.com/crakefs/crake/wire/strip"
 )
@@ -67,6 +68,10 @@ func (p *process) heartbeats(ctx context.Context) error {
 				p.log.Warn("mgmt does not answer heartbeats", "serving", p.lease.Valid(), "err", err)
 			}
 			quiet, pause = true, heartbeatRetry
+			// While no mgmt runs, nobody can give away what we own.
+			if at := p.lease.Now(); away.Refused(ctx, p.cfg.Mgmt) {
+				p.lease.Extend(at, p.leaseTime)
+			}
 		case quiet:
 			p.log.Info("mgmt answers heartbeats again")
 			quiet = false

@@ -44,6 +44,21 @@ func (l *Lease) Renew(sent, leaseTime time.Duration) {
 	}
 }
 
+// Extend lengthens a lease that was not over at the moment at, as a heartbeat sent then would: the caller has found, after
+// taking that moment, that no mgmt runs (package wire/away says why that is enough). A lease that was over stays over.
+func (l *Lease) Extend(at, leaseTime time.Duration) bool {
+	until := int64(at + leaseTime/2)
+	for {
+		old := l.until.Load()
+		switch {
+		case int64(at) >= old:
+			return false
+		case until <= old || l.until.CompareAndSwap(old, until):
+			return true
+		}
+	}
+}
+
 // Valid tells whether the process may serve now.
 func (l *Lease) Valid() bool { return int64(l.clock()) < l.until.Load() }
 
