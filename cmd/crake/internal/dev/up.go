@@ -287,12 +287,31 @@ func (c *Config) wait(ctx context.Context) (*api.Status, error) {
 		}
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%w; logs are in %s", err, api.LogDir(c.Dir))
+		return nil, errors.Join(err, lastExits(ctx, client))
 	}
 	if err := MountAnswers(ctx, c.Mount); err != nil {
 		return nil, err
 	}
 	return st, nil
+}
+
+// lastExits tells how processes that are down ended, because the logs of a first start that fails are removed with it.
+func lastExits(ctx context.Context, client *api.Client) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	all, err := client.Processes(ctx)
+	if err != nil {
+		return nil // what is wrong has been said
+	}
+	said := map[string]bool{}
+	var errs []error
+	for _, p := range all {
+		if p.State != "up" && p.LastExit != "" && !said[p.LastExit] {
+			said[p.LastExit] = true
+			errs = append(errs, fmt.Errorf("%s ended: %s", p.Name, p.LastExit))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func progress(st *api.Status) string {
