@@ -75,6 +75,9 @@ func (p *process) openBucket(ctx context.Context, b *own.Bucket, fail func(error
 
 // askBucket sends a request to the owner of a bucket, perhaps to ourselves, until it is answered.
 func (p *process) askBucket(ctx context.Context, b wire.BucketID, call *rpc.Call) error {
+	if done, err := p.server.Local(ctx, b, call); done {
+		return err
+	}
 	return p.router.Bucket(ctx, b, call)
 }
 

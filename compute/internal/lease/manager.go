@@ -41,6 +41,7 @@ type Manager struct {
 	waiting map[wire.SessionID]int
 	closed  bool
 	barred  error // why nobody may wait now, or nil
+	shut    error // why there are no Holds at all now, or nil
 	// dead: cancelled sessions that are not drained yet; a request of theirs that had begun may still come here.
 	dead map[wire.SessionID]struct{}
 }
@@ -89,6 +90,11 @@ func (m *Manager) Use(ctx context.Context, session wire.SessionID, inos []wire.I
 	if m.closed {
 		m.mu.Unlock()
 		return nil, wire.E("lease.hold", wire.KindMoved, "", nil)
+	}
+	if m.shut != nil {
+		err := m.shut
+		m.mu.Unlock()
+		return nil, err
 	}
 	p := m.table.Pin(session, use, inos)
 	if p.Ready() {
@@ -255,6 +261,14 @@ func (m *Manager) Bar(err error) {
 		m.table.CancelAll(err)
 		m.pump()
 	}
+}
+
+// Shut makes every Hold fail with err; nil opens again. Until all sessions have reclaimed, nobody knows what is in the
+// way of a change.
+func (m *Manager) Shut(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.shut = err
 }
 
 // Seq gives the newest sequence.

@@ -46,10 +46,11 @@ type Use uint8
 
 // The uses.
 const (
-	// UseServing is for requests of frontends, and transactions that begin: all is settled and reclaimed.
+	// UseServing is for requests of frontends and mgmt: all is settled and reclaimed.
 	UseServing Use = 1
-	// UseOpen is for what settles transactions and clean-ups of other buckets: the database is open. Two opening buckets
-	// that wait for each other could otherwise wait for ever.
+	// UseOpen is for transactions and clean-ups of other buckets: the database is open. Two opening buckets that wait for
+	// each other could otherwise wait for ever. (A transaction that begins needs leases held off, which is refused until the
+	// bucket serves: lease.Manager.Shut. One that was prepared under the former owner is answered.)
 	UseOpen Use = 2
 )
 
@@ -181,6 +182,7 @@ func (b *Bucket) reset() {
 	b.failed = nil
 	b.mu.Unlock()
 	b.Leases.Bar(nil)
+	b.Leases.Shut(wire.Errorf("bucket.hold", wire.KindUnavailable, fmt.Sprint(b.ID), "not all sessions have reclaimed"))
 	b.Locks.Bar(nil)
 }
 

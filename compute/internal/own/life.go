@@ -192,6 +192,7 @@ func (o *Owner) prepare(ctx context.Context, b *Bucket, db *meta.Bucket) error {
 			return false
 		}
 		b.state, b.err = wire.BucketServing, ""
+		b.Leases.Shut(nil)
 		return true
 	})
 }

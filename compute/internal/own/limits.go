@@ -8,8 +8,8 @@ const (
 	// queue there; the wait for other buckets and for sessions does not count.
 	DefaultOpening = 8
 	// settleWait bounds how long an opening bucket waits for other buckets to settle what is in doubt. Past it the bucket
-	// serves, with the keys in doubt still locked.
-	settleWait = 10 * time.Second
+	// serves; the keys in doubt stay locked, and no lease on them is granted, until their transactions are settled.
+	settleWait = time.Second
 	// drainGrace is how long the requests that run when a bucket closes may take to end by themselves.
 	drainGrace = 100 * time.Millisecond
 	// drainAbort is when those that still have not ended are cut off from the drives.

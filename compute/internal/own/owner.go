@@ -153,11 +153,7 @@ func (o *Owner) SetMap(m *wire.ClusterMap) {
 		ctx, cancel := context.WithCancel(o.ctx)
 		o.ends[b.ID] = cancel
 		before := o.old[b.ID]
-		o.lives.Add(1)
-		go func() {
-			defer o.lives.Done()
-			o.life(ctx, b, before)
-		}()
+		o.lives.Go(func() { o.life(ctx, b, before) })
 	}
 }
 
@@ -203,13 +199,24 @@ func (o *Owner) EndSession(s wire.SessionID) {
 		if err != nil {
 			continue // it looks at all orphans when it has opened
 		}
-		o.lives.Add(1)
-		go func() {
-			defer o.lives.Done()
+		if !o.spawn(func() {
 			defer b.Leave()
 			o.clean(ctx, b, db, s, last)
-		}()
+		}) {
+			b.Leave()
+		}
 	}
+}
+
+// spawn runs f in a goroutine that Close waits for, or tells false when the owner is closed.
+func (o *Owner) spawn(f func()) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.stopped {
+		return false
+	}
+	o.lives.Go(f)
+	return true
 }
 
 // clean deletes what a dead session was the last to have open, and its reply records.

@@ -142,10 +142,10 @@ func (s *Server) addOthers(t map[wire.Method]method) {
 	t[wire.MDropRoot] = inBucket(s, byMgmt, own.UseServing, root,
 		func(c *call, q *wire.MakeRootReq) (wire.Message, error) { return done(c.db.DropRoot(c.ctx, q)) })
 
-	t[wire.MTxnPrepare] = inBucket(s, byCompute, own.UseServing,
+	// The work of other buckets is answered as soon as the database is open: see own.UseOpen.
+	t[wire.MTxnPrepare] = inBucket(s, byCompute, own.UseOpen,
 		func(q *wire.TxnPrepareReq) (wire.BucketID, wire.SessionID) { return q.Bucket, q.Session },
 		func(c *call, q *wire.TxnPrepareReq) (wire.Message, error) { return some(c.db.TxnPrepare(c.ctx, q)) })
-	// What settles the work of other buckets is answered as soon as the database is open: see own.UseOpen.
 	t[wire.MTxnDecide] = inBucket(s, byCompute, own.UseOpen,
 		func(q *wire.TxnDecideReq) (wire.BucketID, wire.SessionID) { return q.Bucket, 0 },
 		func(c *call, q *wire.TxnDecideReq) (wire.Message, error) { return done(c.db.TxnDecide(c.ctx, q)) })

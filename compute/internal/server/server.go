@@ -79,8 +79,8 @@ type method struct {
 
 // call is one request in a bucket.
 type call struct {
-	// ctx ends at the request's deadline or when the bucket is to be closed, but not when the asker goes away: a mutation
-	// is done or not done, and its reply recorded.
+	// ctx ends at the request's deadline, when the bucket is to be closed or the session is dead, but not when the asker
+	// goes away: a mutation is done or not done, and its reply recorded.
 	ctx context.Context
 	// peer is the ctx of the connection: it ends when the asker cancels. For waits only.
 	peer    context.Context
@@ -138,12 +138,14 @@ func inBucket[Q any, PQ interface {
 		}
 		id, sess := w(q)
 		c := &call{peer: ctx, session: sess, data: req.Data}
+		alive := context.Background()
 		if by == byFrontend {
 			tok, err := s.c.Sessions.Begin(sess, req.Conn.Peer().Proc, req.Conn)
 			if err != nil {
 				return nil, err
 			}
 			defer tok.End()
+			alive = tok.Ctx()
 		}
 		b, err := s.bucket(id, req.Header.Epoch)
 		if err != nil {
@@ -165,11 +167,16 @@ func inBucket[Q any, PQ interface {
 		var cancel context.CancelFunc
 		c.ctx, cancel = context.WithDeadline(bctx, deadline)
 		defer cancel()
+		defer context.AfterFunc(alive, cancel)()
 		c.db = db
 		resp, err := do(c, q)
-		if err == nil && b.Lost() {
+		switch {
+		case err == nil && b.Lost():
 			// As for the lease in Handle.
 			return nil, wire.E("compute", wire.KindMoved, fmt.Sprint(id), nil)
+		case err != nil && c.ctx.Err() == context.Canceled && wire.KindOf(err) == wire.KindInterrupted:
+			// The bucket closes, or the session is dead (and asks no more). The next owner knows whether it was done.
+			return nil, wire.E("compute", wire.KindUnavailable, fmt.Sprint(id), err)
 		}
 		return resp, err
 	}}

@@ -51,7 +51,9 @@ type state struct {
 	id       wire.SessionID
 	proc     wire.ProcID
 	conn     Conn
-	connNews chan struct{} // closed and replaced when conn changes or the session ends
+	connNews chan struct{}   // closed and replaced when conn changes or the session ends
+	ctx      context.Context // ends with the session
+	cancel   context.CancelFunc
 	running  int
 	ended    bool
 	idle     chan struct{} // closed when ended and nothing runs
@@ -76,7 +78,9 @@ func (t *Tracker) Mark(m *wire.ClusterMap) {
 	for _, s := range m.Sessions {
 		alive[s.ID] = true
 		if t.sessions[s.ID] == nil {
-			t.sessions[s.ID] = &state{id: s.ID, proc: s.Proc, connNews: make(chan struct{}), idle: make(chan struct{})}
+			n := &state{id: s.ID, proc: s.Proc, connNews: make(chan struct{}), idle: make(chan struct{})}
+			n.ctx, n.cancel = context.WithCancel(context.Background())
+			t.sessions[s.ID] = n
 		}
 	}
 	var gone []wire.SessionID
@@ -86,6 +90,7 @@ func (t *Tracker) Mark(m *wire.ClusterMap) {
 		}
 		delete(t.sessions, id)
 		s.ended = true
+		s.cancel()
 		close(s.connNews)
 		if s.running == 0 {
 			close(s.idle)
@@ -186,6 +191,9 @@ func (t *Tracker) Begin(id wire.SessionID, proc wire.ProcID, conn Conn) (Token, 
 	s.running++
 	return Token{t, s}, nil
 }
+
+// Ctx ends when the session does: a request of a dead session gives up, because the barrier waits for it.
+func (r Token) Ctx() context.Context { return r.s.ctx }
 
 // End ends the request.
 func (r Token) End() {
