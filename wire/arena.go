@@ -139,15 +139,22 @@ func (a *Arena) AllocData(ctx context.Context, n int, use Use) (Data, error) {
 
 // TryAlloc is Alloc that does not wait: nil when there is no room at once.
 func (a *Arena) TryAlloc(n int) *Buf {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.closed || n > MaxDataBytes || len(a.waiters[UseOwn]) > 0 {
-		return nil
-	}
-	if d := a.take(n, UseOwn, false); d != nil {
+	if d := a.try(n, UseOwn, false); d != nil {
 		return d[0].Buf
 	}
 	return nil
+}
+
+// TryAllocData is AllocData that does not wait: nil when there is no room at once.
+func (a *Arena) TryAllocData(n int, use Use) Data { return a.try(n, use, true) }
+
+func (a *Arena) try(n int, use Use, parts bool) Data {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed || n < 0 || n > MaxDataBytes || len(a.waiters[use]) > 0 {
+		return nil
+	}
+	return a.take(n, use, parts)
 }
 
 func (a *Arena) get(ctx context.Context, n int, use Use, parts bool) (Data, error) {

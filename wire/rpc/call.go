@@ -85,6 +85,7 @@ func (c *Conn) ask(p *pending, left time.Duration) (id uint64, err error) {
 	c.nextID++
 	id = c.nextID
 	c.calls[id] = p
+	company := len(c.calls) > 1
 	c.mu.Unlock()
 
 	h := c.header(wire.FrameRequest, id)
@@ -99,7 +100,7 @@ func (c *Conn) ask(p *pending, left time.Duration) (id uint64, err error) {
 		return 0, err
 	}
 	f.data.Retain()
-	c.w.send(f) // when it refuses, fail ends the call
+	c.w.send(f, company) // when it refuses, fail ends the call
 	return id, nil
 }
 
@@ -165,7 +166,7 @@ func (c *Conn) abandon(id uint64, p *pending) {
 	h := c.header(wire.FrameCancel, id)
 	f := outFrame{head: newHeadBuf()}
 	_ = f.encode(&h, nil) // no meta, so within the limit
-	c.w.send(f)
+	c.w.send(f, false)
 }
 
 // ctxError turns the error of a ctx into ours.

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,6 +22,7 @@ type world struct {
 	server   Options
 	client   Options
 	listener *Listener
+	stop     func() // ends the listener and waits
 	serverA  *wire.Arena
 	clientA  *wire.Arena
 }
@@ -35,6 +38,7 @@ func eachTransport(t *testing.T, f func(t *testing.T, w *world)) {
 
 func newWorld(t testing.TB, transport string) *world {
 	w := &world{t: t}
+	checkGoroutines(t)
 	w.serverA, w.clientA = testArena(t, 64<<20), testArena(t, 64<<20)
 	w.server = Options{Self: Self{Cluster: testCluster, Role: wire.RoleDrive, Proc: 2, Version: "1.0"}, Arena: w.serverA, Handler: echo}
 	w.client = Options{Self: Self{Cluster: testCluster, Role: wire.RoleCompute, Proc: 3, Version: "1.1"}, Arena: w.clientA}
@@ -63,6 +67,29 @@ func testArena(t testing.TB, size int) *wire.Arena {
 	return a
 }
 
+// checkGoroutines fails the test if goroutines of this package are left when all else is cleaned up.
+func checkGoroutines(t testing.TB) {
+	t.Cleanup(func() {
+		buf := make([]byte, 1<<20)
+		for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+			stacks := string(buf[:runtime.Stack(buf, true)])
+			left := ""
+			for _, g := range strings.Split(stacks, "\n\n")[1:] {
+				if strings.Contains(g, "wire/rpc.") && !strings.Contains(g, "testing.tRunner") && !strings.Contains(g, "testing.(*B)") {
+					left += g + "\n\n"
+				}
+			}
+			if left == "" {
+				return
+			}
+			if time.Now().After(end) {
+				t.Errorf("goroutines are left:\n%s", left)
+				return
+			}
+		}
+	})
+}
+
 // serve starts the listener; the cleanup stops it and waits.
 func (w *world) serve() {
 	l, err := Listen(w.addr, w.server)
@@ -73,12 +100,13 @@ func (w *world) serve() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- l.Serve(ctx) }()
-	w.t.Cleanup(func() {
+	w.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			w.t.Error("Serve:", err)
 		}
 	})
+	w.t.Cleanup(w.stop)
 }
 
 func (w *world) dial() *Conn {
@@ -96,6 +124,7 @@ const (
 	mSleep wire.Method = 0x7002 // answers when ctx has ended, with its error
 	mFail  wire.Method = 0x7003 // answers an error
 	mMake  wire.Method = 0x7004 // answers Len bytes of a pattern
+	mBack  wire.Method = 0x7005 // asks mEcho back on the same connection
 )
 
 func echo(ctx context.Context, r *Request) (wire.Message, wire.Data, error) {
@@ -111,6 +140,13 @@ func echo(ctx context.Context, r *Request) (wire.Message, wire.Data, error) {
 		r.Data.Release()
 		<-ctx.Done()
 		return nil, nil, ctx.Err()
+	case mBack:
+		r.Data.Release()
+		var m wire.AppendResp
+		if err := r.Conn.Do(ctx, &Call{Method: mEcho, Req: &wire.AppendResp{Len: 77}, Resp: &m}); err != nil {
+			return nil, nil, err
+		}
+		return &m, nil, nil
 	case mFail:
 		r.Data.Release()
 		return nil, nil, wire.Errorf("test.fail", wire.KindNoSpace, "x1", "the cause")

@@ -47,8 +47,10 @@ type Conn struct {
 	serveMu     sync.Mutex
 	serving     map[uint64]*served // requests of the peer that are not answered
 	queue       []*served          // those that have no handler yet
-	running     int                // handlers
-	handlers    sync.WaitGroup     // their goroutines
+	running     int                // handlers at work
+	idle        []*worker          // goroutines of handlers that wait for work
+	noMore      bool               // the connection has ended: nobody waits idle any more
+	handlers    sync.WaitGroup     // goroutines of handlers
 	servedBytes int                // request data of serving
 
 	rxBytes  atomic.Uint64 // received, for the watch on stalls

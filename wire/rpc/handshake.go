@@ -62,9 +62,12 @@ func (h *hello) encode() []byte {
 	le.PutUint64(b[48:], h.features)
 	copy(b[56:72], h.nonce[:])
 	copy(b[72:72+helloVersionBytes], h.self.Version)
-	le.PutUint64(b[120:], xxhash.Sum64(b[:120]))
+	sumHello(b)
 	return b
 }
+
+// sumHello fills the checksum of an encoded hello in.
+func sumHello(b []byte) { binary.LittleEndian.PutUint64(b[120:], xxhash.Sum64(b[:120])) }
 
 // decodeHello reads a hello; an error has KindBadFrame.
 func decodeHello(b []byte) (hello, error) {

@@ -21,13 +21,19 @@ func setIovecs(iov []unix.Iovec, bufs [][]byte) []unix.Iovec {
 	return iov
 }
 
-// vecCall does readv or writev, again when a signal came in between.
-func vecCall(trap, fd uintptr, iov []unix.Iovec) (int, syscall.Errno) {
+// vecCall does vec (readv or writev), or one (read or write) when there is just one part, again when a signal came in between.
+func vecCall(vec, one, fd uintptr, iov []unix.Iovec) (int, syscall.Errno) {
 	if len(iov) == 0 {
 		return 0, 0
 	}
 	for {
-		n, _, errno := syscall.Syscall(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
+		var n uintptr
+		var errno syscall.Errno
+		if len(iov) == 1 {
+			n, _, errno = syscall.Syscall(one, fd, uintptr(unsafe.Pointer(iov[0].Base)), uintptr(iov[0].Len))
+		} else {
+			n, _, errno = syscall.Syscall(vec, fd, uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)))
+		}
 		if errno == unix.EINTR {
 			continue
 		}

@@ -11,6 +11,8 @@ const (
 	// defaultMaxHandlers bounds the handlers of one connection; further requests wait in its queue, which maxQueued
 	// bounds, so that the reader never waits for a handler.
 	defaultMaxHandlers = 256
+	// maxIdleWorkers bounds the goroutines of one connection that wait for requests (8 KiB of stack or so each).
+	maxIdleWorkers = 8
 	// maxQueued bounds the requests of one peer that are not answered yet. It is told in the handshake, so a peer that
 	// passes it breaks the protocol and is disconnected.
 	maxQueued = wire.MaxInFlight

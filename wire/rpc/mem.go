@@ -252,6 +252,11 @@ func (p *memPipe) setDeadline(t time.Time) {
 // end closes the pipe: with io.EOF the reader gets first what has arrived.
 func (p *memPipe) end(err error) {
 	p.mu.Lock()
+	if p.err == nil && err == io.EOF && len(p.unit) > 0 { // half a frame arrives too
+		p.foreign = true
+		p.carry(p.unit)
+		p.unit = nil
+	}
 	if p.err == nil {
 		p.err = err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
+	"slices"
 
 	"github.com/crakefs/crake/wire"
 )
@@ -13,11 +15,12 @@ import (
 // Headers and small metas go through buf; of a data section only what was read along with them is copied from there, the rest
 // lands where it belongs.
 type reader struct {
-	c    *Conn
-	buf  []byte
-	r, w int      // buf[r:w] is read and not used
-	vec  [][]byte // for readv
-	far  int      // how much is read at once into buf
+	c     *Conn
+	buf   []byte
+	r, w  int      // buf[r:w] is read and not used
+	vec   [][]byte // for readv
+	parts [][]byte // what fullParts fills
+	far   int      // how much is read at once into buf
 }
 
 // read takes frames until the connection ends, and tells why.
@@ -26,6 +29,11 @@ func (c *Conn) read() error {
 	for {
 		if err := rd.frame(); err != nil {
 			return err
+		}
+		if rd.r == rd.w {
+			// Nothing more is there. Who was just woken runs before the next look at the socket, which will most likely find
+			// nothing and cost a system call.
+			runtime.Gosched()
 		}
 	}
 }
@@ -59,16 +67,39 @@ func (rd *reader) fill(n int) error {
 
 // full reads exactly len(b) bytes into b: first what buf has, then from the stream; what comes along behind it goes to buf.
 func (rd *reader) full(b []byte) error {
-	n := copy(b, rd.buf[rd.r:rd.w])
-	rd.r += n
-	b = b[n:]
-	if len(b) == 0 {
-		return nil
-	}
-	rd.r, rd.w = 0, 0
-	rd.c.midFrame.Store(true)
-	for len(b) > 0 {
-		rd.vec = append(rd.vec[:0], b, rd.buf[:min(rd.far, len(rd.buf))])
+	rd.parts = append(rd.parts[:0], b)
+	return rd.fullParts()
+}
+
+// fullParts is full for rd.parts, one after the other. It takes as many parts by one system call as that allows.
+func (rd *reader) fullParts() error {
+	parts := rd.parts
+	defer func() { clear(rd.vec[:cap(rd.vec)]); clear(rd.parts) }() // no pointers to memory that is given away
+	for {
+		for len(parts) > 0 && rd.r < rd.w {
+			n := copy(parts[0], rd.buf[rd.r:rd.w])
+			rd.r += n
+			if parts[0] = parts[0][n:]; len(parts[0]) > 0 {
+				break
+			}
+			parts = parts[1:]
+		}
+		for len(parts) > 0 && len(parts[0]) == 0 {
+			parts = parts[1:]
+		}
+		if len(parts) == 0 {
+			return nil
+		}
+		rd.r, rd.w = 0, 0
+		rd.c.midFrame.Store(true)
+		rd.vec = append(rd.vec[:0], parts[:min(len(parts), batchParts)]...)
+		room := 0
+		for _, p := range rd.vec {
+			room += len(p)
+		}
+		if len(parts) <= batchParts {
+			rd.vec = append(rd.vec, rd.buf[:rd.far])
+		}
 		got, err := rd.c.s.readv(rd.vec)
 		if err != nil {
 			if isEnd(err) {
@@ -77,13 +108,19 @@ func (rd *reader) full(b []byte) error {
 			return err
 		}
 		rd.c.rxBytes.Add(uint64(got))
-		if got > len(b) {
-			rd.w = got - len(b)
-			got = len(b)
+		if got > room {
+			rd.w = got - room
+			got = room
 		}
-		b = b[got:]
+		for got > 0 {
+			n := min(got, len(parts[0]))
+			parts[0] = parts[0][n:]
+			got -= n
+			if len(parts[0]) == 0 {
+				parts = parts[1:]
+			}
+		}
 	}
-	return nil
 }
 
 // discard reads n bytes and forgets them.
@@ -110,8 +147,11 @@ func (rd *reader) frame() error {
 	if err != nil {
 		return err
 	}
-	if h.Kind == wire.FrameRequest || h.Kind == wire.FrameOneWay {
+	switch h.Kind {
+	case wire.FrameRequest:
 		return rd.request(h)
+	case wire.FrameOneWay:
+		return wire.Errorf("rpc.read", wire.KindBadFrame, rd.c.s.name(), "one-way frame: protocol version 1 has none")
 	}
 	total := wire.HeaderBytes + int(h.MetaBytes)
 	if total > len(rd.buf) {
@@ -172,37 +212,55 @@ func (rd *reader) response(h *wire.Header, meta []byte) error {
 
 // land reads a data section. lack tells why there was no room for it (it is thrown away then); err ends the connection.
 func (rd *reader) land(n int, use wire.Use) (data wire.Data, lack, err error) {
-	c := rd.c
 	rd.far = smallReadBytes
-	if c.o.Arena == nil {
-		lack = wire.E("rpc.read", wire.KindOverLimit, c.s.name(), errors.New("no arena for data"))
-	} else {
-		ctx, cancel := context.WithTimeout(c.ctx, landingWait)
-		c.midFrame.Store(false) // a wait here is not the peer's fault
-		data, lack = c.o.Arena.AllocData(ctx, n, use)
-		cancel()
-		if lack != nil {
-			lack = wire.E("rpc.read", wire.KindUnavailable, c.s.name(), lack)
-		}
-	}
-	if lack != nil {
+	if data, lack = rd.room(n, use); lack != nil {
 		return nil, lack, rd.discard(n)
 	}
+	rd.parts = rd.parts[:0]
 	for _, s := range data {
-		if err := rd.full(s.B); err != nil {
-			data.Release()
-			return nil, nil, err
-		}
+		rd.parts = append(rd.parts, s.B)
+	}
+	if err := rd.fullParts(); err != nil {
+		data.Release()
+		return nil, nil, err
 	}
 	return data, nil, nil
+}
+
+// room takes memory of the arena, waiting a bounded time for it. Errors: KindOverLimit when it never can be had, KindUnavailable when
+// it cannot now.
+func (rd *reader) room(n int, use wire.Use) (wire.Data, error) {
+	c := rd.c
+	if c.o.Arena == nil {
+		return nil, wire.E("rpc.read", wire.KindOverLimit, c.s.name(), errors.New("no arena for data"))
+	}
+	if data := c.o.Arena.TryAllocData(n, use); data != nil {
+		return data, nil
+	}
+	c.midFrame.Store(false) // a wait here is not the peer's fault
+	ctx, cancel := context.WithTimeout(c.ctx, landingWait)
+	defer cancel()
+	data, err := c.o.Arena.AllocData(ctx, n, use)
+	switch {
+	case err == nil:
+		return data, nil
+	case errors.Is(err, wire.KindOverLimit):
+		return nil, wire.E("rpc.read", wire.KindOverLimit, c.s.name(), err)
+	}
+	return nil, wire.E("rpc.read", wire.KindUnavailable, c.s.name(), err)
 }
 
 // request takes a request: meta to memory that stays until the handler has returned, data to the arena.
 func (rd *reader) request(h wire.Header) error {
 	r := rd.c.newServed(h)
-	if err := rd.requestMeta(r); err != nil {
+	lack, err := rd.requestMeta(r)
+	if err != nil {
 		r.free()
 		return err
+	}
+	if lack != nil {
+		r.free()
+		return rd.refuse(r, lack)
 	}
 	rd.c.sawGeneration(h.Generation)
 	if h.DataBytes == 0 {
@@ -220,57 +278,77 @@ func (rd *reader) request(h wire.Header) error {
 	}
 	if lack != nil {
 		r.free()
-		rd.c.answer(&r.req.Header, nil, nil, lack)
-		return nil
+		return rd.refuse(r, lack)
 	}
 	r.req.Data = data
 	return rd.c.accept(r)
 }
 
-// requestMeta reads header and meta of a request and verifies them.
-func (rd *reader) requestMeta(r *served) error {
-	total := wire.HeaderBytes + int(r.req.Header.MetaBytes)
+// refuse answers a request for which there was no room; it had no effect.
+func (rd *reader) refuse(r *served, lack error) error {
+	rd.c.answer(&r.req.Header, nil, nil, lack, false)
+	return nil
+}
+
+// requestMeta reads header and meta of a request and verifies them. lack is as in land; then meta and data are thrown away.
+func (rd *reader) requestMeta(r *served) (lack, err error) {
+	h := &r.req.Header
+	total := wire.HeaderBytes + int(h.MetaBytes)
 	var b []byte
 	if total <= heapMetaBytes {
 		r.meta = newHeadBuf()
-		r.meta.b = append(r.meta.b[:0], make([]byte, total)...)
+		r.meta.b = slices.Grow(r.meta.b[:0], total)[:total]
 		b = r.meta.b
 	} else {
-		buf, err := rd.bigMeta(total, wire.UseRequest)
-		if err != nil {
-			return err
+		buf, lack := rd.bigMeta(total, wire.UseRequest)
+		if lack != nil {
+			return lack, rd.discard(total + int(h.DataBytes))
 		}
 		r.big, b = buf, buf.Bytes()
 	}
 	if err := rd.full(b); err != nil {
-		return err
+		return nil, err
 	}
 	r.req.Meta = b[wire.HeaderBytes:]
-	return wire.CheckHeader(b, r.req.Meta)
+	return nil, wire.CheckHeader(b, r.req.Meta)
 }
 
-// bigMeta gives memory for a long meta section.
+// bigMeta gives memory for a long meta section; errors as room.
 func (rd *reader) bigMeta(n int, use wire.Use) (*wire.Buf, error) {
 	c := rd.c
 	if c.o.Arena == nil {
 		return nil, wire.Errorf("rpc.read", wire.KindOverLimit, c.s.name(), "meta of %d bytes and no arena", n)
 	}
+	c.midFrame.Store(false)
 	ctx, cancel := context.WithTimeout(c.ctx, landingWait)
 	defer cancel()
-	return c.o.Arena.AllocFor(ctx, n, use)
+	buf, err := c.o.Arena.AllocFor(ctx, n, use)
+	switch {
+	case err == nil:
+		return buf, nil
+	case errors.Is(err, wire.KindOverLimit):
+		return nil, wire.E("rpc.read", wire.KindOverLimit, c.s.name(), err)
+	}
+	return nil, wire.E("rpc.read", wire.KindUnavailable, c.s.name(), err)
 }
 
-// bigResponse reads a response whose meta does not fit into buf.
+// bigResponse reads a response whose meta does not fit into buf. A process without an arena is a tool: it has few connections, to
+// peers that it chose, so there the heap will do.
 func (rd *reader) bigResponse(h wire.Header) error {
 	total := wire.HeaderBytes + int(h.MetaBytes)
 	var b []byte
-	if buf, err := rd.bigMeta(total, wire.UseResponse); err == nil {
+	if rd.c.o.Arena == nil || total <= heapMetaBytes {
+		b = make([]byte, total)
+	} else {
+		buf, lack := rd.bigMeta(total, wire.UseResponse)
+		if lack != nil {
+			if err := rd.discard(total); err != nil {
+				return err
+			}
+			return rd.failResponse(&h, lack)
+		}
 		defer buf.Release()
 		b = buf.Bytes()
-	} else if rd.c.o.Arena == nil {
-		b = make([]byte, total) // a tool: one connection, and the peer is one it chose
-	} else {
-		return err
 	}
 	if err := rd.full(b); err != nil {
 		return err
@@ -279,5 +357,17 @@ func (rd *reader) bigResponse(h wire.Header) error {
 		return err
 	}
 	rd.c.sawGeneration(h.Generation)
+	if h.Kind != wire.FrameResponse {
+		return wire.Errorf("rpc.read", wire.KindBadFrame, rd.c.s.name(), "%d bytes of meta in a frame of kind %d", h.MetaBytes, h.Kind)
+	}
 	return rd.response(&h, b[wire.HeaderBytes:])
+}
+
+// failResponse ends the call of a response that was thrown away, and throws its data away too.
+func (rd *reader) failResponse(h *wire.Header, lack error) error {
+	if p, ok := rd.c.answered(h.ID); ok && p != nil {
+		rd.c.out.release(p.bytes)
+		p.finish(lack)
+	}
+	return rd.discard(int(h.DataBytes))
 }

@@ -33,15 +33,30 @@ func (c *Conn) accept(r *served) error {
 	start := c.mayStart()
 	if start {
 		c.running++
-		c.handlers.Add(1)
+		if len(c.idle) == 0 {
+			c.handlers.Add(1)
+		}
 	} else {
 		c.queue = append(c.queue, r)
 	}
+	var w *worker
+	if n := len(c.idle); start && n > 0 {
+		w, c.idle = c.idle[n-1], c.idle[:n-1]
+	}
 	c.serveMu.Unlock()
-	if start {
+	switch {
+	case w != nil:
+		w.next <- r
+	case start:
 		go c.handle(r)
 	}
 	return nil
+}
+
+// worker is a goroutine that has handled requests and waits for more: its stack has grown already, which costs a new one about a
+// microsecond.
+type worker struct {
+	next chan *served // capacity 1; nil ends it
 }
 
 // mayStart says that the limits allow a further handler.
@@ -63,9 +78,11 @@ func (c *Conn) startQueued() {
 	}
 }
 
-// handle answers one request, and then queued ones, in the goroutine of a handler.
+// handle answers requests in the goroutine of a handler: one, then queued ones, and, if it is among the few that may wait idle, those
+// that come later.
 func (c *Conn) handle(r *served) {
 	defer c.handlers.Done()
+	var me worker
 	for r != nil {
 		var resp wire.Message
 		var data wire.Data
@@ -85,28 +102,38 @@ func (c *Conn) handle(r *served) {
 		c.serveMu.Lock()
 		delete(c.serving, r.req.Header.ID)
 		c.servedBytes -= r.bytes
+		company := len(c.serving) > 0
 		c.serveMu.Unlock()
-		c.answer(&r.req.Header, resp, data, err)
+		c.answer(&r.req.Header, resp, data, err, company)
 		r.free()
-		r = c.nextQueued()
+		r = c.nextRequest(&me)
 	}
 }
 
-// nextQueued gives a handler's goroutine the next request of the queue, or nil when it must end.
-func (c *Conn) nextQueued() *served {
+// nextRequest gives a handler's goroutine its next request, perhaps after waiting idle for it; nil when it must end.
+func (c *Conn) nextRequest(me *worker) *served {
 	c.serveMu.Lock()
-	defer c.serveMu.Unlock()
 	if len(c.queue) > 0 && c.w.backlog.Load() < maxBacklogBytes {
 		r := c.queue[0]
 		c.queue = c.queue[1:]
+		c.serveMu.Unlock()
 		return r
 	}
 	c.running--
-	return nil
+	if len(c.idle) >= maxIdleWorkers || c.noMore {
+		c.serveMu.Unlock()
+		return nil
+	}
+	if me.next == nil {
+		me.next = make(chan *served, 1)
+	}
+	c.idle = append(c.idle, me)
+	c.serveMu.Unlock()
+	return <-me.next
 }
 
 // answer sends the response of a handler; it owns data.
-func (c *Conn) answer(req *wire.Header, resp wire.Message, data wire.Data, err error) {
+func (c *Conn) answer(req *wire.Header, resp wire.Message, data wire.Data, err error, company bool) {
 	if err == nil && data.Len() > wire.MaxDataBytes {
 		err = wire.Errorf("rpc.serve", wire.KindOverLimit, "", "answer of %d bytes of data, limit %d", data.Len(), wire.MaxDataBytes)
 	}
@@ -124,7 +151,7 @@ func (c *Conn) answer(req *wire.Header, resp wire.Message, data wire.Data, err e
 		h.Status, body = errorBody(err)
 		_ = f.encode(&h, &body) // errorBody keeps it short
 	}
-	c.w.send(f)
+	c.w.send(f, company)
 }
 
 // errorBody makes what travels of an error: a *wire.Error as it is, the end of a ctx as KindTimeout or KindInterrupted, any other
@@ -183,6 +210,11 @@ func (c *Conn) stopServing() {
 		delete(c.serving, r.req.Header.ID)
 	}
 	c.queue = nil
+	c.noMore = true
+	for _, w := range c.idle {
+		w.next <- nil
+	}
+	c.idle = nil
 	for _, r := range c.serving {
 		r.ctx.end(context.Canceled)
 	}

@@ -59,11 +59,11 @@ func newSockStream(nc net.Conn) (*sockStream, error) {
 	}
 	s := &sockStream{nc: nc, rc: rc, peer: nc.RemoteAddr().String()}
 	s.rfn = func(fd uintptr) bool {
-		s.rn, s.rerr = vecCall(unix.SYS_READV, fd, s.riov)
+		s.rn, s.rerr = vecCall(unix.SYS_READV, unix.SYS_READ, fd, s.riov)
 		return s.rerr != unix.EAGAIN
 	}
 	s.wfn = func(fd uintptr) bool {
-		s.wn, s.werr = vecCall(unix.SYS_WRITEV, fd, s.wiov)
+		s.wn, s.werr = vecCall(unix.SYS_WRITEV, unix.SYS_WRITE, fd, s.wiov)
 		return s.werr != unix.EAGAIN || !s.wwait
 	}
 	return s, nil

@@ -5,42 +5,54 @@ import (
 	"sync"
 )
 
-// window bounds what a peer has been asked and has not answered: requests and bytes of request data. Who does not fit waits
-// in order of arrival. A request that is larger than the window fits when nothing else is out.
+// window bounds what a peer has been asked and has not answered: requests and bytes of request data. Who does not fit waits.
+// Requests with data are served in order of arrival, and so are those without; one without data does not wait for one with that
+// lacks bytes. A request that is larger than the window fits when no other data is out.
 type window struct {
-	mu      sync.Mutex
-	reqs    int // free
-	bytes   int // free; may be negative
-	maxByte int
-	waiters []*windowWaiter
-	closed  bool
+	mu       sync.Mutex
+	reqs     int // free
+	bytes    int // free; may be negative
+	maxBytes int
+	plain    []*windowWaiter // without data
+	loaded   []*windowWaiter // with data
+	arrivals uint64
 }
 
 type windowWaiter struct {
 	bytes int
+	turn  uint64        // order of arrival
 	ready chan struct{} // closed when it has its share
 	given bool
 }
 
 func newWindow(reqs, bytes int) *window {
-	return &window{reqs: reqs, bytes: bytes, maxByte: bytes}
+	return &window{reqs: reqs, bytes: bytes, maxBytes: bytes}
 }
 
 func (w *window) fits(bytes int) bool {
-	return w.reqs > 0 && (bytes == 0 || bytes <= w.bytes || w.bytes == w.maxByte)
+	return w.reqs > 0 && (bytes == 0 || bytes <= w.bytes || w.bytes == w.maxBytes)
+}
+
+func (w *window) queue(bytes int) *[]*windowWaiter {
+	if bytes == 0 {
+		return &w.plain
+	}
+	return &w.loaded
 }
 
 // acquire takes room for one request with this many bytes of data, or gives ctx's error; done ends the wait with errDone.
 func (w *window) acquire(ctx context.Context, bytes int, done <-chan struct{}) error {
 	w.mu.Lock()
-	if len(w.waiters) == 0 && w.fits(bytes) {
+	q := w.queue(bytes)
+	if len(*q) == 0 && w.fits(bytes) {
 		w.reqs--
 		w.bytes -= bytes
 		w.mu.Unlock()
 		return nil
 	}
-	me := &windowWaiter{bytes: bytes, ready: make(chan struct{})}
-	w.waiters = append(w.waiters, me)
+	w.arrivals++
+	me := &windowWaiter{bytes: bytes, turn: w.arrivals, ready: make(chan struct{})}
+	*q = append(*q, me)
 	w.mu.Unlock()
 	var err error
 	select {
@@ -57,9 +69,9 @@ func (w *window) acquire(ctx context.Context, bytes int, done <-chan struct{}) e
 		w.put(me.bytes)
 		return err
 	}
-	for i, x := range w.waiters {
+	for i, x := range *q {
 		if x == me {
-			w.waiters = append(w.waiters[:i], w.waiters[i+1:]...)
+			*q = append((*q)[:i:i], (*q)[i+1:]...)
 			break
 		}
 	}
@@ -80,10 +92,20 @@ func (w *window) put(bytes int) {
 	w.grant()
 }
 
+// grant serves those who wait, as far as there is room: of the heads of both queues that fit, the one that came first.
 func (w *window) grant() {
-	for len(w.waiters) > 0 && w.fits(w.waiters[0].bytes) {
-		x := w.waiters[0]
-		w.waiters = w.waiters[1:]
+	for {
+		var first *[]*windowWaiter
+		for _, q := range []*[]*windowWaiter{&w.plain, &w.loaded} {
+			if len(*q) > 0 && w.fits((*q)[0].bytes) && (first == nil || (*q)[0].turn < (*first)[0].turn) {
+				first = q
+			}
+		}
+		if first == nil {
+			return
+		}
+		x := (*first)[0]
+		*first = (*first)[1:]
 		w.reqs--
 		w.bytes -= x.bytes
 		x.given = true

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
 
@@ -71,8 +72,10 @@ func newWriter(s stream) *writer {
 }
 
 // send queues a frame and, if nobody is writing, writes. It owns f from now on. false: the connection is closed.
-// An error of the socket is found by the reader too, so it is not told here.
-func (w *writer) send(f outFrame) bool {
+// An error of the socket is found by the reader too, so it is not told here. company says that others will probably send at
+// about the same time: then the writer goroutine writes, once all that can run now has run, and several frames share one system
+// call.
+func (w *writer) send(f outFrame, company bool) bool {
 	w.mu.Lock()
 	if w.closed {
 		w.mu.Unlock()
@@ -90,6 +93,12 @@ func (w *writer) send(f outFrame) bool {
 		return true
 	}
 	w.busy = true
+	if company && !w.gone {
+		w.handed = true
+		w.wake <- struct{}{} // never waits: there is one batch
+		w.mu.Unlock()
+		return true
+	}
 	w.mu.Unlock()
 	for range directRounds {
 		if !w.next() {
@@ -219,6 +228,7 @@ func (w *writer) run(done <-chan struct{}) error {
 			return nil
 		case <-w.wake:
 		}
+		runtime.Gosched() // others may have something to send along
 		for {
 			for len(w.parts) > 0 {
 				w.waiting.Store(true)
