@@ -13,6 +13,7 @@ import (
 
 	"github.com/crakefs/crake/frontend/internal/core"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/away"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 	"github.com/crakefs/crake/wire/strip"
@@ -198,7 +199,8 @@ func (m *member) lease(ms uint32) time.Duration { return time.Duration(ms) * tim
 func (m *member) heartbeats(ctx context.Context) error {
 	t := time.NewTicker(heartbeatEvery)
 	defer t.Stop()
-	quiet := false // the failure has been logged
+	quiet := false      // the failure has been logged
+	var until time.Time // the session is sure to live
 	for {
 		sent := time.Now()
 		req := &wire.HeartbeatReq{Proc: m.cfg.Proc, Incarnation: m.incarnation, Session: m.session, RSSBytes: rssBytes(), Ready: m.ready.Load()}
@@ -207,6 +209,13 @@ func (m *member) heartbeats(ctx context.Context) error {
 		}
 		var resp wire.HeartbeatResp
 		err := m.ask(ctx, heartbeatTimeout, wire.MHeartbeat, req, &resp)
+		if at := time.Now(); err != nil && at.Before(until) && away.Refused(ctx, m.cfg.Mgmt) {
+			// While no mgmt runs nobody ends a session; whichever comes next waits a whole lease before it does.
+			until = at.Add(m.lease(m.router.Map().LeaseMs))
+			if fs := m.core.Load(); fs != nil {
+				fs.Renew(until)
+			}
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -218,8 +227,9 @@ func (m *member) heartbeats(ctx context.Context) error {
 			if quiet {
 				m.cfg.Log.Info("mgmt answers heartbeats again")
 			}
+			until = sent.Add(m.lease(resp.LeaseMs))
 			if fs := m.core.Load(); fs != nil {
-				fs.Renew(sent.Add(m.lease(resp.LeaseMs)))
+				fs.Renew(until)
 			}
 		}
 		quiet = err != nil
