@@ -59,6 +59,7 @@ func (s *send) end(err error, quiet bool, ext *wire.ExtentsResp, attr *wire.Attr
 	defer in.mu.Unlock()
 	if err == nil {
 		in.srvEnd = max(in.srvEnd, s.batch.End())
+		in.fs.space.commit(s.batch.Bytes())
 		in.remap(s.region, func(old *extmap.Map) *extmap.Map {
 			if ext == nil {
 				return nil

@@ -215,6 +215,7 @@ func (fs *FS) Release(ctx context.Context, h *Handle, owner uint64, flock bool) 
 	}
 	in.mu.Lock()
 	if in.handles--; in.handles == 0 {
+		in.hot = nil
 		in.closedAt = time.Now()
 		if in.unsent() {
 			in.hurry = true

@@ -53,6 +53,7 @@ type inode struct {
 
 	mapsGen  uint64            // maps of an older one are void
 	mapsVer  map[uint64]uint64 // by region: likewise
+	hot      *cachedMap        // the map used last, while the file is open here
 	prepared map[uint64]struct{}
 
 	err    error // of the last background write that failed

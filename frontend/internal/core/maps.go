@@ -31,12 +31,13 @@ func mapKey(ino wire.Ino, region uint64) uint64 {
 func (fs *FS) mapOf(ctx context.Context, in *inode, region uint64, fresh bool) (*extmap.Map, error) {
 	in.mu.Lock()
 	gen, ver, cached := in.mapsGen, in.mapsVer[region], in.cached()
-	in.mu.Unlock()
+	var have *cachedMap
 	if cached && !fresh {
-		c, ok := fs.extents.Get(mapKey(in.ino, region))
-		if ok && c.ino == in.ino && c.region == region && c.gen == gen && c.ver == ver {
-			return c.m, nil
-		}
+		have = in.lookMap(region)
+	}
+	in.mu.Unlock()
+	if have != nil {
+		return have.m, nil
 	}
 	var resp wire.ExtentsResp
 	req := &wire.ExtentsReq{Session: fs.sess.id, Ino: in.ino, Off: region * wire.RegionBytes, Len: wire.RegionBytes}
@@ -48,27 +49,53 @@ func (fs *FS) mapOf(ctx context.Context, in *inode, region uint64, fresh bool) (
 		return nil, err
 	}
 	if cached {
-		fs.keepMap(in.ino, region, gen, ver, m)
+		in.mu.Lock()
+		in.keepMap(&cachedMap{in.ino, region, gen, ver, m})
+		in.mu.Unlock()
 	}
 	return m, nil
 }
 
-func (fs *FS) keepMap(ino wire.Ino, region, gen, ver uint64, m *extmap.Map) {
-	fs.extents.Set(mapKey(ino, region), &cachedMap{ino, region, gen, ver, m}, m.Cost())
+// lookMap finds the map of a region, if it still counts. mu is held, the lease is there.
+func (in *inode) lookMap(region uint64) *cachedMap {
+	counts := func(c *cachedMap) bool {
+		return c != nil && c.ino == in.ino && c.region == region && c.gen == in.mapsGen && c.ver == in.mapsVer[region]
+	}
+	if counts(in.hot) {
+		return in.hot
+	}
+	c, _ := in.fs.extents.Get(mapKey(in.ino, region))
+	if !counts(c) {
+		return nil
+	}
+	if in.handles > 0 {
+		in.hot = c
+	}
+	return c
+}
+
+// keepMap keeps a map. mu is held.
+func (in *inode) keepMap(c *cachedMap) {
+	in.fs.extents.Set(mapKey(c.ino, c.region), c, c.m.Cost())
+	if in.handles > 0 && c.gen == in.mapsGen && c.ver == in.mapsVer[c.region] {
+		in.hot = c
+	}
 }
 
 // keepOpened keeps the extents that came with an open. mu is held, the lease is there.
 func (in *inode) keepOpened(resp *wire.ExtentsResp) {
 	if m, err := extmap.New(resp); err == nil && in.data.Clean() {
-		in.fs.keepMap(in.ino, 0, in.mapsGen, in.mapsVer[0], m)
+		in.keepMap(&cachedMap{in.ino, 0, in.mapsGen, in.mapsVer[0], m})
 	}
 }
 
 // remap notes that the extents of a region have changed; change makes the new map of the old one, or is nil, or gives nil when it
 // cannot. mu is held.
 func (in *inode) remap(region uint64, change func(old *extmap.Map) *extmap.Map) {
-	fs := in.fs
-	gen, ver := in.mapsGen, in.mapsVer[region]
+	var old *cachedMap
+	if change != nil && in.cached() {
+		old = in.lookMap(region)
+	}
 	if in.mapsVer == nil {
 		in.mapsVer = map[uint64]uint64{}
 	}
@@ -77,14 +104,10 @@ func (in *inode) remap(region uint64, change func(old *extmap.Map) *extmap.Map) 
 		clear(in.mapsVer)
 	}
 	in.mapsVer[region]++
-	if change == nil || gen != in.mapsGen || !in.cached() {
+	if old == nil || old.gen != in.mapsGen || old.m.Extents() > mergeExtents {
 		return
 	}
-	c, ok := fs.extents.Get(mapKey(in.ino, region))
-	if !ok || c.ino != in.ino || c.region != region || c.gen != gen || c.ver != ver || c.m.Extents() > mergeExtents {
-		return
-	}
-	if m := change(c.m); m != nil {
-		fs.keepMap(in.ino, region, gen, in.mapsVer[region], m)
+	if m := change(old.m); m != nil {
+		in.keepMap(&cachedMap{in.ino, region, in.mapsGen, in.mapsVer[region], m})
 	}
 }

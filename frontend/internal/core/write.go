@@ -196,6 +196,7 @@ type space struct {
 	mu   sync.Mutex
 	resp wire.StatFSResp
 	at   time.Time // of resp
+	sent int64     // bytes that were committed since resp was asked for
 	full time.Time // when the cluster last refused data
 	busy bool      // a refresh is under way
 }
@@ -214,12 +215,23 @@ func (s *space) refused() {
 	s.mu.Unlock()
 }
 
+// commit notes that the cluster has taken n bytes.
+func (s *space) commit(n int) {
+	s.mu.Lock()
+	s.sent += int64(n)
+	s.mu.Unlock()
+}
+
 func (fs *FS) askSpace(ctx context.Context) (wire.StatFSResp, error) {
 	var resp wire.StatFSResp
+	fs.space.mu.Lock()
+	before := fs.space.sent
+	fs.space.mu.Unlock()
 	err := fs.ask(ctx, fs.Root().Bucket(), wire.MStatFS, &wire.StatFSReq{FS: fs.c.FS.ID}, &resp)
 	if err == nil {
 		fs.space.mu.Lock()
 		fs.space.resp, fs.space.at = resp, time.Now()
+		fs.space.sent -= before
 		fs.space.mu.Unlock()
 	}
 	return resp, err
@@ -230,7 +242,7 @@ func (fs *FS) askSpace(ctx context.Context) (wire.StatFSResp, error) {
 func (fs *FS) reserve(ctx context.Context, n int64) error {
 	s := &fs.space
 	s.mu.Lock()
-	free, age := int64(s.resp.FreeBytes), time.Since(s.at)
+	free, age := int64(s.resp.FreeBytes)-s.sent, time.Since(s.at)
 	refresh := age > spaceAge/2 && !s.busy
 	s.busy = s.busy || refresh
 	s.mu.Unlock()

@@ -1,0 +1,805 @@
+package core
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/crakefs/crake/frontend/internal/locks"
+	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/strip"
+)
+
+const rdwr = 2
+
+func create(t testing.TB, fs *FS, name string) *Handle {
+	t.Helper()
+	h, _, err := fs.CreateFile(context.Background(), Create{Parent: fs.Root(), Name: name, Mode: modeFile | 0o644}, rdwr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func open(t testing.TB, fs *FS, name string, flags uint32) *Handle {
+	t.Helper()
+	a, err := fs.Lookup(context.Background(), fs.Root(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := fs.Open(context.Background(), a.Ino, flags)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func write(t testing.TB, fs *FS, h *Handle, off uint64, p []byte, flags uint32) {
+	t.Helper()
+	if n, err := fs.Write(context.Background(), h, Write{Off: off, Data: p, Flags: flags}); err != nil || n != len(p) {
+		t.Fatalf("write of %d at %d: %d, %v", len(p), off, n, err)
+	}
+}
+
+func read(t testing.TB, fs *FS, h *Handle, off uint64, n int, flags uint32) []byte {
+	t.Helper()
+	b, err := fs.Read(context.Background(), h, off, n, flags, false)
+	if err != nil {
+		t.Fatalf("read of %d at %d: %v", n, off, err)
+	}
+	defer b.Done()
+	return bytes.Join(b.Slices(), nil)
+}
+
+func stat(t testing.TB, fs *FS, ino wire.Ino) wire.Attr {
+	t.Helper()
+	a, err := fs.GetAttr(context.Background(), ino)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func fsync(t testing.TB, fs *FS, h *Handle) {
+	t.Helper()
+	if err := fs.Fsync(context.Background(), h); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func random(n int) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(rand.Uint32())
+	}
+	return p
+}
+
+func eventually(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// Claim: any mix of writes, reads, truncates, punches and syncs by one client gives what an array of bytes gives, and after fsync the
+// cluster has exactly that; all memory is free at the end.
+func TestModel(t *testing.T) {
+	for seed := range uint64(6) {
+		f := newFake(t)
+		fs := f.client(1, Config{DirtyBytes: 3 << 20, ReadBytes: 8 << 20})
+		h := create(t, fs, "f")
+		r := rand.New(rand.NewPCG(seed, 2))
+		const maxSize = 2*wire.RegionBytes + 123456
+		var want []byte
+		grow := func(n uint64) {
+			if n > uint64(len(want)) {
+				want = append(want, make([]byte, n-uint64(len(want)))...)
+			}
+		}
+		place := func() (uint64, int) {
+			off := r.Uint64N(maxSize - 1)
+			n := 1 + r.Uint64N(min(maxSize-off, []uint64{100, 10000, 1 << 20}[r.IntN(3)]))
+			if r.IntN(3) == 0 {
+				off &^= wire.BlockSize - 1
+			}
+			return off, int(min(n, maxSize-off))
+		}
+		for step := range 150 {
+			off, n := place()
+			switch r.IntN(12) {
+			case 0, 1, 2, 3:
+				p := random(n)
+				write(t, fs, h, off, p, []uint32{0, 0, 0, openDirect, openSync}[r.IntN(5)])
+				grow(off + uint64(n))
+				copy(want[off:], p)
+			case 4:
+				p := random(n % 5000)
+				if len(want)+len(p) > maxSize {
+					continue
+				}
+				write(t, fs, h, 0, p, openAppend)
+				want = append(want, p...)
+			case 5:
+				if _, err := fs.SetAttr(context.Background(), h.Ino(), SetAttr{Valid: wire.SetSize, Size: off}); err != nil {
+					t.Fatal(err)
+				}
+				grow(off)
+				want = want[:off:off]
+			case 6:
+				mode := []uint32{fallocPunch | fallocKeepSize, fallocZero, fallocZero | fallocKeepSize, 0}[r.IntN(4)]
+				if err := fs.Fallocate(context.Background(), h, mode, off, uint64(n)); err != nil {
+					t.Fatal(err)
+				}
+				if mode&fallocKeepSize == 0 {
+					grow(off + uint64(n))
+				}
+				if end := min(off+uint64(n), uint64(len(want))); mode != 0 && off < end {
+					clear(want[off:end])
+				}
+			case 7:
+				fsync(t, fs, h)
+				if !bytes.Equal(f.content(h.Ino()), want) {
+					t.Fatalf("seed %d step %d: the cluster has something else", seed, step)
+				}
+			case 8:
+				f.rewrite()
+			default:
+				got := read(t, fs, h, off, n, []uint32{0, openDirect}[r.IntN(2)])
+				var exp []byte
+				if off < uint64(len(want)) {
+					exp = want[off:min(off+uint64(n), uint64(len(want)))]
+				}
+				if !bytes.Equal(got, exp) {
+					t.Fatalf("seed %d step %d: read of %d at %d of %d is wrong (%d bytes)", seed, step, n, off, len(want), len(got))
+				}
+			}
+			if a := stat(t, fs, h.Ino()); a.Size != uint64(len(want)) {
+				t.Fatalf("seed %d step %d: size %d, want %d", seed, step, a.Size, len(want))
+			}
+		}
+		fsync(t, fs, h)
+		if !bytes.Equal(f.content(h.Ino()), want) {
+			t.Fatalf("seed %d: the cluster has something else at the end", seed)
+		}
+		fs.Release(context.Background(), h, 0, false)
+		eventually(t, "memory is free", func() bool { return fs.Dirty() == 0 && f.arena.Used() == 0 })
+	}
+}
+
+// Claim: clients that write and read one file by turns, each through its own caches, see each other's changes at once.
+func TestTwoClients(t *testing.T) {
+	f := newFake(t)
+	a, b := f.client(1, Config{}), f.client(2, Config{})
+	ha := create(t, a, "f")
+	hb := open(t, b, "f", rdwr)
+	var want []byte
+	for i := range 60 {
+		w, hw, r, hr := a, ha, b, hb
+		if i%2 == 1 {
+			w, hw, r, hr = b, hb, a, ha
+		}
+		p := random(1 + rand.IntN(9000))
+		write(t, w, hw, 0, p, openAppend)
+		want = append(want, p...)
+		if got := stat(t, r, hr.Ino()).Size; got != uint64(len(want)) {
+			t.Fatalf("step %d: size %d, want %d", i, got, len(want))
+		}
+		if got := read(t, r, hr, 0, len(want), 0); !bytes.Equal(got, want) {
+			t.Fatalf("step %d: other bytes", i)
+		}
+	}
+}
+
+// Claim: appends of several clients at the same time are neither lost nor mixed.
+func TestAppendRace(t *testing.T) {
+	f := newFake(t)
+	const clients, rounds, size = 3, 30, 100
+	first := f.client(1, Config{})
+	h := create(t, first, "f")
+	var wg sync.WaitGroup
+	for c := range clients {
+		fs := first
+		if c > 0 {
+			fs = f.client(wire.SessionID(c+1), Config{})
+		}
+		hc := open(t, fs, "f", rdwr)
+		wg.Go(func() {
+			for range rounds {
+				write(t, fs, hc, 0, bytes.Repeat([]byte{byte('a' + c)}, size), openAppend)
+			}
+		})
+	}
+	wg.Wait()
+	got := read(t, first, h, 0, 1<<20, 0)
+	if len(got) != clients*rounds*size {
+		t.Fatalf("%d bytes, want %d", len(got), clients*rounds*size)
+	}
+	for i := 0; i < len(got); i += size {
+		if !bytes.Equal(got[i:i+size], bytes.Repeat(got[i:i+1], size)) {
+			t.Fatalf("record at %d is mixed", i)
+		}
+	}
+}
+
+// Claim: what a lease allows to cache costs no request, and is not used any more after the recall.
+func TestCachedUnderLease(t *testing.T) {
+	f := newFake(t)
+	a, b := f.client(1, Config{}), f.client(2, Config{})
+	h := create(t, a, "f")
+	write(t, a, h, 0, random(50000), 0)
+	fsync(t, a, h)
+	read(t, a, h, 0, 50000, 0)
+	before := f.count(wire.MGetAttr) + f.count(wire.MExtents)
+	for range 10 {
+		stat(t, a, h.Ino())
+		read(t, a, h, 100, 5000, openDirect)
+	}
+	if n := f.count(wire.MGetAttr) + f.count(wire.MExtents) - before; n > 0 {
+		t.Errorf("%d requests though all was cached", n)
+	}
+	if _, err := b.SetAttr(context.Background(), h.Ino(), SetAttr{Valid: wire.SetMode, Mode: 0o600}); err != nil {
+		t.Fatal(err)
+	}
+	if m := stat(t, a, h.Ino()).Mode; m != modeFile|0o600 {
+		t.Errorf("mode %o after another client's chmod", m)
+	}
+}
+
+// Claim: a grant whose answer is overtaken by its recall is void: nothing is cached under it.
+func TestLateGrant(t *testing.T) {
+	f := newFake(t)
+	a, b := f.client(1, Config{}), f.client(2, Config{})
+	h := create(t, b, "f")
+	write(t, b, h, 0, []byte("old"), 0)
+	fsync(t, b, h)
+	ino := h.Ino()
+	var once sync.Once
+	f.mu.Lock()
+	f.after = func(s wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
+		if s == 1 && m == wire.MGetAttr {
+			once.Do(func() { // a's answer is on its way: b takes the write lease and changes the size
+				write(t, b, h, 0, []byte("newer"), 0)
+				fsync(t, b, h)
+			})
+		}
+		return nil
+	}
+	f.mu.Unlock()
+	if got := stat(t, a, ino).Size; got != 3 {
+		t.Errorf("the answer itself says %d", got)
+	}
+	if got := stat(t, a, ino).Size; got != 5 {
+		t.Errorf("size %d was cached under a void grant, want 5", got)
+	}
+}
+
+// Claim: close and unlink of a file whose attributes are cached show in the next stat.
+func TestLinkCounts(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	ctx := context.Background()
+	h := create(t, fs, "a")
+	if _, err := fs.Link(ctx, h.Ino(), fs.Root(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	if n := stat(t, fs, h.Ino()).Nlink; n != 2 {
+		t.Errorf("%d links, want 2", n)
+	}
+	if err := fs.Unlink(ctx, fs.Root(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if n := stat(t, fs, h.Ino()).Nlink; n != 1 {
+		t.Errorf("%d links, want 1", n)
+	}
+	other := create(t, fs, "c")
+	stat(t, fs, other.Ino())
+	if err := fs.Rename(ctx, fs.Root(), "b", fs.Root(), "c", 0); err != nil {
+		t.Fatal(err)
+	}
+	if n := stat(t, fs, other.Ino()).Nlink; n != 0 {
+		t.Errorf("%d links of what was replaced, want 0", n)
+	}
+}
+
+// Claim: an unlinked file can be used until its last close; then its owner is told.
+func TestUnlinkedOpen(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	ctx := context.Background()
+	h := create(t, fs, "f")
+	write(t, fs, h, 0, random(10000), 0)
+	if err := fs.Unlink(ctx, fs.Root(), "f"); err != nil {
+		t.Fatal(err)
+	}
+	write(t, fs, h, 5000, []byte("still"), 0)
+	fsync(t, fs, h)
+	if got := read(t, fs, h, 5000, 5, openDirect); string(got) != "still" {
+		t.Errorf("read %q", got)
+	}
+	ino := h.Ino()
+	fs.Release(ctx, h, 0, false)
+	eventually(t, "the inode is deleted", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.inodes[ino] == nil
+	})
+}
+
+// Claim: whole stripes leave by themselves, in whole stripes, before anybody asks.
+func TestStripesLeave(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	h := create(t, fs, "f")
+	const stripe = fakeK * wire.StripBytes
+	for off := range uint64(40) { // 40 * 64 KiB = 10 stripes
+		write(t, fs, h, off*65536, random(65536), 0)
+	}
+	eventually(t, "all stripes are there", func() bool { return fs.Dirty() == 0 })
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, w := range f.writes {
+		for _, file := range w.Files {
+			for _, r := range file.Runs {
+				if r.Off%stripe != 0 || r.Len%stripe != 0 || file.Publish {
+					t.Errorf("run of %d at %d (publish %v)", r.Len, r.Off, file.Publish)
+				}
+			}
+		}
+	}
+}
+
+// Claim: the size is never published before the data below it is committed.
+func TestSizeAfterData(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	h := create(t, fs, "f")
+	var bad atomic.Int32
+	f.mu.Lock()
+	f.after = func(_ wire.SessionID, _ wire.BucketID, m wire.Method, req wire.Message) error {
+		if m != wire.MPublish && m != wire.MWrite {
+			return nil
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		in := f.inodes[h.in.ino]
+		for b := uint64(0); b*wire.BlockSize < in.attr.Size; b++ {
+			if _, ok := in.blocks[b]; !ok {
+				bad.Add(1)
+				break
+			}
+		}
+		return nil
+	}
+	f.mu.Unlock()
+	for off := uint64(0); off < 3*wire.RegionBytes; off += 300000 {
+		write(t, fs, h, off, random(300000), 0)
+		if rand.IntN(3) == 0 {
+			go func() { _ = fs.flush(fs.bg, h.in, 0, wholeFile, true) }()
+		}
+	}
+	fsync(t, fs, h)
+	if bad.Load() > 0 {
+		t.Errorf("%d times the size covered what was not there", bad.Load())
+	}
+}
+
+// Claim: dirty memory never passes its bound, and writers wait instead.
+func TestDirtyBound(t *testing.T) {
+	f := newFake(t)
+	const bound = 8 << 20
+	fs := f.client(1, Config{DirtyBytes: bound})
+	var most atomic.Int64
+	f.setHook(func(_ wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
+		if m == wire.MWrite {
+			most.Store(max(most.Load(), fs.Dirty()))
+			time.Sleep(time.Millisecond)
+		}
+		return nil
+	})
+	var wg sync.WaitGroup
+	for i := range 4 {
+		h := create(t, fs, string(rune('a'+i)))
+		wg.Go(func() {
+			for off := range uint64(100) {
+				write(t, fs, h, off*99999, random(99999), 0)
+			}
+		})
+	}
+	wg.Wait()
+	if most.Load() > bound || most.Load() < bound/8 {
+		t.Errorf("at most %d bytes dirty, bound %d", most.Load(), bound)
+	}
+}
+
+// Claim: small files of one bucket go together; a batch that is refused is taken apart, and only the file at fault has an error.
+func TestGroupRefused(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	var poison atomic.Uint64
+	var grouped atomic.Int32
+	f.setHook(func(_ wire.SessionID, _ wire.BucketID, m wire.Method, req wire.Message) error {
+		if q, ok := req.(*wire.WriteReq); ok {
+			grouped.Store(max(grouped.Load(), int32(len(q.Files))))
+			for _, w := range q.Files {
+				if uint64(w.Ino) == poison.Load() {
+					return fakeErr(wire.KindIO)
+				}
+			}
+		}
+		return nil
+	})
+	var hs []*Handle
+	for i := range 20 {
+		h := create(t, fs, string(rune('a'+i)))
+		if i == 7 {
+			poison.Store(uint64(h.Ino()))
+		}
+		write(t, fs, h, 0, random(3000), 0)
+		hs = append(hs, h)
+	}
+	for _, h := range hs {
+		_ = fs.Flush(context.Background(), h, 0)
+	}
+	eventually(t, "all but one are durable", func() bool { return fs.Dirty() == 4096 })
+	if grouped.Load() < 2 {
+		t.Error("no two files went together")
+	}
+	eventually(t, "the error is noted", func() bool {
+		hs[7].in.mu.Lock()
+		defer hs[7].in.mu.Unlock()
+		return hs[7].in.errSeq > 0
+	})
+	for i, h := range hs {
+		err := fs.Flush(context.Background(), h, 0)
+		if (err != nil) != (i == 7) {
+			t.Errorf("file %d: %v", i, err)
+		}
+	}
+	poison.Store(0)
+	fsync(t, fs, hs[7])
+	if err := fs.Flush(context.Background(), hs[7], 0); err != nil {
+		t.Errorf("told twice: %v", err)
+	}
+}
+
+// Claim: write tells that the cluster is full before data is lost, and what was taken before is not.
+func TestNoSpace(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	f.mu.Lock()
+	f.free = 4 << 20
+	f.mu.Unlock()
+	h := create(t, fs, "f")
+	ctx := context.Background()
+	var taken []byte
+	var err error
+	for len(taken) < 16<<20 {
+		p := random(1 << 20)
+		var n int
+		n, err = fs.Write(ctx, h, Write{Off: uint64(len(taken)), Data: p})
+		taken = append(taken, p[:n]...)
+		if err != nil {
+			break
+		}
+		fsync(t, fs, h)
+	}
+	if !errors.Is(err, wire.KindNoSpace) || len(taken) < 3<<20 || len(taken) > 4<<20 {
+		t.Errorf("%d bytes taken, then %v", len(taken), err)
+	}
+	fsync(t, fs, h)
+	if !bytes.Equal(f.content(h.Ino()), taken) {
+		t.Error("what was taken is not there")
+	}
+}
+
+// Claim: a buffered write that fails later is told to each opener once, at fsync or close.
+func TestErrorOnce(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	ctx := context.Background()
+	h := create(t, fs, "f")
+	other := open(t, fs, "f", rdwr)
+	f.setHook(func(_ wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
+		if m == wire.MWrite {
+			return fakeErr(wire.KindIO)
+		}
+		return nil
+	})
+	write(t, fs, h, 0, []byte("x"), 0)
+	if err := fs.Fsync(ctx, h); !errors.Is(err, wire.KindIO) {
+		t.Errorf("fsync: %v", err)
+	}
+	f.setHook(nil)
+	fsync(t, fs, h)
+	if err := fs.Flush(ctx, other, 0); !errors.Is(err, wire.KindIO) {
+		t.Errorf("the other opener: %v", err)
+	}
+	if err := fs.Flush(ctx, other, 0); err != nil {
+		t.Errorf("the other opener again: %v", err)
+	}
+}
+
+// Claim: a mutation whose answer is lost is not done twice.
+func TestExactlyOnce(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	var lose atomic.Bool
+	f.mu.Lock()
+	f.after = func(_ wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
+		if lose.Swap(false) {
+			return fakeErr(wire.KindConnLost)
+		}
+		return nil
+	}
+	f.mu.Unlock()
+	lose.Store(true)
+	h := create(t, fs, "f")
+	lose.Store(true)
+	if _, err := fs.Link(context.Background(), h.Ino(), fs.Root(), "g"); err != nil {
+		t.Fatal(err)
+	}
+	if n := stat(t, fs, h.Ino()).Nlink; n != 2 {
+		t.Errorf("%d links", n)
+	}
+	lose.Store(true)
+	if err := fs.Unlink(context.Background(), fs.Root(), "g"); err != nil {
+		t.Errorf("unlink: %v", err)
+	}
+}
+
+// Claim: a new owner of a bucket is told of leases, open files and locks, and every owner gets a claim, also an empty one.
+func TestNewOwner(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	h := create(t, fs, "f")
+	write(t, fs, h, 0, []byte("dirty"), 0)
+	if err := fs.SetLock(context.Background(), h.Ino(), locks.Held{Owner: 9, Start: 3, End: 5, Type: wire.LockWrite}, false); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	for i := range f.m.Owners {
+		f.m.Owners[i].Epoch = 2
+	}
+	f.m.Generation++
+	m := f.m
+	for _, in := range f.inodes { // the new owner knows of no lease
+		clear(in.leases)
+	}
+	f.mu.Unlock()
+	fs.OnMap(&m)
+	eventually(t, "claims are there", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.claims) == fakeBuckets
+	})
+	var leases, opens, held int
+	seen := map[wire.BucketID]bool{}
+	f.mu.Lock()
+	for _, c := range f.claims {
+		seen[c.Bucket] = true
+		opens += len(c.Opens)
+		held += len(c.Locks)
+		for _, l := range c.Leases {
+			if l.Ino == h.Ino() && l.Mode == wire.LeaseWrite {
+				leases++
+			}
+		}
+	}
+	f.mu.Unlock()
+	if len(seen) != fakeBuckets || leases != 1 || opens != 1 || held != 1 {
+		t.Errorf("%d buckets, %d leases, %d opens, %d locks", len(seen), leases, opens, held)
+	}
+	fsync(t, fs, h)
+	if got := f.content(h.Ino()); string(got) != "dirty" {
+		t.Errorf("after the move the cluster has %q", got)
+	}
+}
+
+// Claim: data whose lease a new owner does not know is not lost: the lease is taken again.
+func TestLeaseLost(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	h := create(t, fs, "f")
+	write(t, fs, h, 0, []byte("kept"), 0)
+	f.mu.Lock()
+	clear(f.inodes[h.Ino()].leases)
+	f.mu.Unlock()
+	fsync(t, fs, h)
+	if got := f.content(h.Ino()); string(got) != "kept" {
+		t.Errorf("the cluster has %q", got)
+	}
+}
+
+// Claim: when the session may be dead nothing cached is used, and it is again after a heartbeat.
+func TestSessionExpires(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	h := create(t, fs, "f")
+	stat(t, fs, h.Ino())
+	fs.Renew(time.Now().Add(-time.Second))
+	before := f.count(wire.MGetAttr)
+	stat(t, fs, h.Ino())
+	if f.count(wire.MGetAttr) == before {
+		t.Error("attributes from the cache of a dead session")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := fs.Write(ctx, h, Write{Data: []byte("x")}); !errors.Is(err, wire.KindInterrupted) {
+		t.Errorf("a write was buffered by a dead session: %v", err)
+	}
+	fs.Renew(time.Now().Add(time.Hour))
+	write(t, fs, h, 0, []byte("x"), 0)
+}
+
+// Claim: a read waits while drives are away, and believes that data is broken only when the cluster says the same place again.
+func TestReadWaits(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	h := create(t, fs, "f")
+	p := random(20000)
+	write(t, fs, h, 0, p, 0)
+	fsync(t, fs, h)
+	var away atomic.Int32
+	away.Store(5)
+	f.mu.Lock()
+	f.readHook = func([]strip.Want) error {
+		if away.Add(-1) >= 0 {
+			return fakeErr(wire.KindUnavailable)
+		}
+		return nil
+	}
+	f.mu.Unlock()
+	if got := read(t, fs, h, 0, 20000, openDirect); !bytes.Equal(got, p) {
+		t.Error("other bytes")
+	}
+	f.mu.Lock()
+	f.readHook = func([]strip.Want) error { return fakeErr(wire.KindCorrupt) }
+	f.mu.Unlock()
+	if _, err := fs.Read(context.Background(), h, 0, 4096, openDirect, false); !errors.Is(err, wire.KindIO) {
+		t.Errorf("read of broken data: %v", err)
+	}
+}
+
+// Claim: a lock that is waited for is granted when it becomes free; an interrupted wait leaves nothing behind.
+func TestLockWait(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	ino := create(t, fs, "f").Ino()
+	ctx := context.Background()
+	all := func(owner uint64, typ uint8) locks.Held { return locks.Held{Owner: owner, End: lastByte, Type: typ} }
+	if err := fs.SetLock(ctx, ino, all(1, wire.LockWrite), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := fs.SetLock(ctx, ino, all(2, wire.LockRead), false); !errors.Is(err, wire.KindWouldBlock) {
+		t.Errorf("a lock in the way: %v", err)
+	}
+	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	if err := fs.SetLock(short, ino, all(2, wire.LockRead), true); !errors.Is(err, wire.KindInterrupted) {
+		t.Errorf("interrupted wait: %v", err)
+	}
+	got := make(chan error)
+	go func() { got <- fs.SetLock(ctx, ino, all(3, wire.LockRead), true) }()
+	time.Sleep(10 * time.Millisecond)
+	if err := fs.SetLock(ctx, ino, all(1, wire.LockUnlock), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Errorf("wait: %v", err)
+	}
+	eventually(t, "only the granted lock is held", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		l := f.inodes[ino].locks
+		return len(l) == 1 && l[0].Owner == 3
+	})
+}
+
+// Claim: a listing gives every name once, in order of cookies, from any cookie on, and attributes of inodes in other buckets.
+func TestReadDir(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	ctx := context.Background()
+	want := map[string]bool{".": true, "..": true}
+	for i := range 50 {
+		name := string(rune('a'+i%26)) + string(rune('a'+i/26))
+		mode := uint32(modeFile)
+		if i%3 == 0 {
+			mode = modeDir
+		}
+		if _, err := fs.Make(ctx, Create{Parent: fs.Root(), Name: name, Mode: mode | 0o755}); err != nil {
+			t.Fatal(err)
+		}
+		want[name] = true
+	}
+	for _, step := range []int{1, 5, 1000} {
+		d := fs.OpenDir(fs.Root())
+		got := map[string]bool{}
+		cookie := uint64(0)
+		for {
+			n := 0
+			err := d.Read(ctx, cookie, true, func(e *wire.DirEntry) bool {
+				if n == step {
+					return false
+				}
+				n++
+				if got[e.Name] || e.Cookie <= cookie {
+					t.Fatalf("%q with cookie %d after %d", e.Name, e.Cookie, cookie)
+				}
+				if e.Name[0] != '.' && !e.HasAttr {
+					t.Errorf("%q without attributes", e.Name)
+				}
+				got[e.Name], cookie = true, e.Cookie
+				return true
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n == 0 {
+				break
+			}
+		}
+		if len(got) != len(want) {
+			t.Errorf("step %d: %d names, want %d", step, len(got), len(want))
+		}
+	}
+}
+
+// Claim: more inodes than the bound are given back to their owners, and can be used again.
+func TestEvict(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	for i := range maxIdleInodes + 1000 {
+		f.mu.Lock()
+		in := f.newInode(wire.MakeIno(wire.BucketID(i%fakeBuckets), uint64(1<<20+i)), modeFile)
+		f.mu.Unlock()
+		stat(t, fs, in.attr.Ino)
+	}
+	eventually(t, "inodes are forgotten", func() bool {
+		fs.table.mu.Lock()
+		defer fs.table.mu.Unlock()
+		return len(fs.table.m) <= maxIdleInodes
+	})
+	if f.count(wire.MLeaseDrop) == 0 {
+		t.Error("no lease was given back")
+	}
+	stat(t, fs, wire.MakeIno(0, 1<<20))
+}
+
+// Claim: readahead makes a sequential reader of small pieces cost few requests, and never shows old data.
+func TestReadahead(t *testing.T) {
+	f := newFake(t)
+	fs := f.client(1, Config{})
+	h := create(t, fs, "f")
+	p := random(3 << 20)
+	write(t, fs, h, 0, p, 0)
+	fsync(t, fs, h)
+	var reads atomic.Int32
+	f.mu.Lock()
+	f.readHook = func([]strip.Want) error { reads.Add(1); return nil }
+	f.mu.Unlock()
+	for off := 0; off < len(p); off += 10000 {
+		got := read(t, fs, h, uint64(off), 10000, 0)
+		if !bytes.Equal(got, p[off:min(off+10000, len(p))]) {
+			t.Fatalf("other bytes at %d", off)
+		}
+		if off == 1000000 {
+			write(t, fs, h, 1500000, []byte("changed"), 0)
+			copy(p[1500000:], "changed")
+			fsync(t, fs, h)
+		}
+	}
+	if n := reads.Load(); n > 40 {
+		t.Errorf("%d reads of drives for 315 reads", n)
+	}
+	fs.Release(context.Background(), h, 0, false)
+	eventually(t, "memory is free", func() bool { return f.arena.Used() == 0 })
+}
