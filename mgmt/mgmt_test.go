@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/crakefs/crake/mgmt/api"
 	"github.com/crakefs/crake/mgmt/internal/supervise"
 	"github.com/crakefs/crake/wire"
@@ -516,6 +518,33 @@ func TestStrangers(t *testing.T) {
 	}
 	if st := c.ready(); st.Health.State != api.HealthOK {
 		t.Errorf("health %+v", st.Health)
+	}
+}
+
+// Claim: a mount point in use is found to be in use, by whom, and is not touched; one that is not used is not touched either.
+func TestBusyMount(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatalf("mount (this test needs root): %v", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := checkBusy(dir); err != nil {
+		t.Errorf("not used: %v", err)
+	}
+	f, err := os.Create(filepath.Join(dir, "f"))
+	if err != nil {
+		t.Fatalf("the question unmounted it: %v", err)
+	}
+	defer f.Close()
+	if err := checkBusy(dir); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d (", os.Getpid())) {
+		t.Errorf("used by us: %v", err)
+	}
+	var here, above unix.Stat_t
+	if err := errors.Join(unix.Stat(dir, &here), unix.Stat(filepath.Dir(dir), &above)); err != nil || here.Dev == above.Dev {
+		t.Errorf("it is not mounted any more: %v", err)
+	}
+	if err := checkBusy(t.TempDir()); err != nil {
+		t.Errorf("not a mount point: %v", err)
 	}
 }
 

@@ -89,7 +89,7 @@ func (w *worker) removeFilesystem(ctx context.Context, name string) error {
 		// It stays. Should the removal have happened all the same (an answer that was lost), the next try finds it gone.
 		cerr := w.d.Commit(context.WithoutCancel(ctx), func(now leader.Millis, c *leader.Core) { c.FSDeleting(now, f.ID, false) })
 		if wire.KindOf(err) == wire.KindNotEmpty {
-			err = fail(http.StatusConflict, "remove its content first, or use --force", "filesystem %q is not empty", name)
+			err = fail(http.StatusConflict, "mount it and remove its content first", "filesystem %q is not empty", name)
 		}
 		return errors.Join(err, cerr)
 	}

@@ -28,17 +28,19 @@ func (c *Core) settleBuckets(now Millis) {
 		c.holdUntil = now + SpreadHoldMs
 		return
 	}
-	if now < c.holdUntil && len(live) < c.wantedComputes() {
-		return // more are about to come: spread over all of them at once
+	if now < c.holdUntil && (len(live) < c.wantedComputes() || !c.drivesUp()) {
+		// The cluster starts. More computes are about to come: spread over all of them at once. And a bucket cannot be
+		// opened without the drives.
+		return
 	}
 	c.holdUntil = 0
 	load := c.loads(live)
 	c.nameOwners(live, load, moves)
 	c.rebalance(now, live, load)
 	for _, k := range sortedMoves(moves) {
-		text := fmt.Sprintf("%d buckets to %s", moves[k], c.name(k[1]))
+		text := fmt.Sprintf("buckets to %s: %d", c.name(k[1]), moves[k])
 		if k[0] != 0 && k[0] != k[1] {
-			text = fmt.Sprintf("%d buckets from %s to %s", moves[k], c.name(k[0]), c.name(k[1]))
+			text = fmt.Sprintf("buckets from %s to %s: %d", c.name(k[0]), c.name(k[1]), moves[k])
 		}
 		c.event(wire.SeverityInfo, "bucket.move", c.name(k[1]), text)
 	}
@@ -102,6 +104,15 @@ func (c *Core) liveComputes() []wire.ProcID {
 		}
 	}
 	return live
+}
+
+func (c *Core) drivesUp() bool {
+	for _, p := range c.s.Procs {
+		if p.Role == wire.RoleDrive && p.Wanted && p.State != wire.ProcUp {
+			return false
+		}
+	}
+	return true
 }
 
 func (c *Core) wantedComputes() int {

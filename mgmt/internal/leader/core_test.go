@@ -37,6 +37,9 @@ func newFixture(t *testing.T, drives, computes, buckets int) *fixture {
 			t.Fatal(err)
 		}
 	}
+	for i := range drives {
+		f.start(fmt.Sprintf("drive%d", i))
+	}
 	for i := range computes {
 		f.add(Proc{Name: fmt.Sprintf("compute%d", i), Role: wire.RoleCompute, Server: 1})
 	}
@@ -183,6 +186,28 @@ func TestFirstAssignmentWaitsForAll(t *testing.T) {
 		if e != 1 {
 			t.Fatalf("bucket %d has epoch %d: it was moved", i, e)
 		}
+	}
+}
+
+// Claim: at the start of a cluster owners are named when the drives are there, but a drive that stays away holds nothing up
+// for longer than the hold.
+func TestFirstAssignmentWaitsForDrives(t *testing.T) {
+	for _, comes := range []bool{true, false} {
+		f := newFixture(t, 6, 2, 16)
+		f.exit("drive3")
+		f.start("compute0")
+		f.start("compute1")
+		f.run(1000)
+		f.wantOwned(map[string]int{"process 0": 16})
+		if comes {
+			f.start("drive3")
+		} else {
+			f.run(SpreadHoldMs)
+		}
+		f.wantOwned(map[string]int{"compute0": 8, "compute1": 8})
+		f.exit("drive3") // later it is no reason to wait
+		f.exit("compute1")
+		f.wantOwned(map[string]int{"compute0": 16})
 	}
 }
 
@@ -409,7 +434,7 @@ func TestRegisterRefused(t *testing.T) {
 		"name":      func(r *wire.RegisterReq) { r.Name = "compute1" },
 		"role":      func(r *wire.RegisterReq) { r.Role = wire.RoleDrive },
 		"pid":       func(r *wire.RegisterReq) { r.PID = 0 },
-		"drive":     func(r *wire.RegisterReq) { r.Drives = []wire.DriveInfo{{ID: 1}} },
+		"drive":     func(r *wire.RegisterReq) { r.Drives = []wire.DriveInfo{{ID: 1}} }, // of another process
 		"addresses": func(r *wire.RegisterReq) { r.Addrs = make([]string, MaxAddrs+1) },
 	} {
 		r := good

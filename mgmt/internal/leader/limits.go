@@ -2,8 +2,9 @@ package leader
 
 // Limits and delays of the leader's decisions, each with its reason.
 const (
-	// SpreadHoldMs is how long the first assignment of buckets waits for all wanted computes when none is up: processes
-	// of a cluster that starts come up within a second of each other, and moving a bucket costs more than this wait.
+	// SpreadHoldMs is how long the first assignment of buckets waits for all wanted computes and drives when no compute
+	// is up: processes of a cluster that starts come up within a second of each other, and moving a bucket, or trying
+	// to open it without its drives, costs more than this wait.
 	SpreadHoldMs = 2000
 	// RebalanceDelayMs is how long a compute must have been up before buckets are moved to it, so that one that
 	// crashes again and again does not make its peers close buckets for nothing.

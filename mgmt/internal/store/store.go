@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -58,6 +59,7 @@ type Store struct {
 	cl      *clientv3.Client
 	session *concurrency.Session
 	lead    *concurrency.Election
+	close   func() error // closeOnce, once
 }
 
 // Open starts etcd on the data in dir. The caller holds a lock that keeps others out of it.
@@ -97,11 +99,15 @@ func Open(ctx context.Context, dir string, log *slog.Logger) (*Store, error) {
 		return nil, ctx.Err()
 	}
 	log.Info("etcd serves", "dir", dir)
-	return &Store{etcd: e, cl: v3client.New(e.Server)}, nil
+	s := &Store{etcd: e, cl: v3client.New(e.Server)}
+	s.close = sync.OnceValue(s.closeOnce)
+	return s, nil
 }
 
-// Close stops etcd. The leader's place is given up.
-func (s *Store) Close() error {
+// Close stops etcd, once. The leader's place is given up.
+func (s *Store) Close() error { return s.close() }
+
+func (s *Store) closeOnce() error {
 	var err error
 	if s.session != nil {
 		err = s.session.Close()
