@@ -105,34 +105,32 @@ func (r *Router) refresh() {
 
 // Run watches mgmt for new maps until ctx ends. Mgmt being away is no error: it tries again for ever, and the last map
 // stays in use.
+//
+// One question is always under way: "what is newer than this?", which mgmt answers when there is something. A kick (refresh) puts it
+// anew, because mgmt may have lost it, and ends the wait after a failure. The new question is left alone for refreshTimeout, however
+// many kicks come, or a slow mgmt would never get to answer.
 func (r *Router) Run(ctx context.Context) error {
 	backoff := minBackoff
+	kick := r.kick
 	timeout := watchTimeout
 	for ctx.Err() == nil {
-		began := time.Now()
-		kicked, err := r.watchOnce(ctx, timeout)
-		timeout = watchTimeout
-		wait := time.Duration(0)
+		kicked, err := r.watchOnce(ctx, timeout, kick)
+		kick, timeout = r.kick, watchTimeout
 		switch {
 		case kicked:
-			timeout = refreshTimeout
-			wait = refreshEvery - time.Since(began)
+			kick, timeout = nil, refreshTimeout
+		case err == nil || wire.KindOf(err) == wire.KindTimeout:
 			backoff = minBackoff
-		case err != nil && wire.KindOf(err) != wire.KindTimeout:
-			wait = backoff
-			backoff = min(2*backoff, maxBackoff)
 		default:
-			backoff = minBackoff
-		}
-		if wait > 0 {
-			sleep(ctx, wait, nil)
+			sleep(ctx, backoff, r.kick)
+			backoff = min(2*backoff, maxBackoff)
 		}
 	}
 	return nil
 }
 
-// watchOnce asks mgmt for a map newer than ours and waits for it; a kick ends the wait, so that the question is put anew.
-func (r *Router) watchOnce(ctx context.Context, timeout time.Duration) (kicked bool, err error) {
+// watchOnce asks mgmt for a map newer than ours and waits for it; a kick ends the wait.
+func (r *Router) watchOnce(ctx context.Context, timeout time.Duration, kick <-chan struct{}) (kicked bool, err error) {
 	wctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	got := make(chan error, 1)
@@ -142,16 +140,21 @@ func (r *Router) watchOnce(ctx context.Context, timeout time.Duration) (kicked b
 	}()
 	select {
 	case err = <-got:
-	case <-r.kick:
+	case <-kick:
 		kicked = true
 		cancel()
 		err = <-got
 	}
-	if err == nil {
-		r.SetMap(&resp.Map)
-		return false, nil
+	if err != nil {
+		return kicked, err
 	}
-	return kicked, err
+	before := r.generation()
+	r.SetMap(&resp.Map)
+	if r.generation() == before && resp.Map.Generation <= before && !kicked {
+		// An early answer without news would make us ask in a circle.
+		sleep(ctx, minBackoff, nil)
+	}
+	return kicked, nil
 }
 
 // sleep waits for d, the end of ctx or wake.

@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"errors"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,7 +27,33 @@ const (
 	callAbandoned
 )
 
-var pendingPool = sync.Pool{New: func() any { return &pending{done: make(chan struct{}, 1)} }}
+// newPending takes a pending call from the connection's spare ones, or makes one. They are not shared by connections: a channel of
+// one simulation (testing/synctest) must not be met in another.
+func (c *Conn) newPending(call *Call, bytes int) *pending {
+	c.mu.Lock()
+	var p *pending
+	if n := len(c.spare); n > 0 {
+		p, c.spare = c.spare[n-1], c.spare[:n-1]
+	}
+	c.mu.Unlock()
+	if p == nil {
+		p = &pending{done: make(chan struct{}, 1)}
+	}
+	p.call, p.bytes, p.err = call, bytes, nil
+	p.state.Store(callWaiting)
+	return p
+}
+
+// keep makes p a spare one.
+// Preconditions: its token has been taken, so nobody else knows it.
+func (c *Conn) keep(p *pending) {
+	p.call, p.err = nil, nil
+	c.mu.Lock()
+	if len(c.spare) < maxSpareCalls {
+		c.spare = append(c.spare, p)
+	}
+	c.mu.Unlock()
+}
 
 // finish ends the call with err unless the caller gave up.
 func (p *pending) finish(err error) {
@@ -53,25 +78,33 @@ func (c *Conn) Do(ctx context.Context, call *Call) error {
 		return ctxError(err, c.s.name())
 	}
 	deadline, ok := ctx.Deadline()
-	left := defaultDeadline
-	if ok {
-		left = time.Until(deadline)
+	if !ok {
+		deadline = time.Now().Add(defaultDeadline)
 	}
-	if err := c.out.acquire(ctx, dataBytes, c.done); err != nil {
+	if err := c.enter(ctx, dataBytes, deadline); err != nil {
 		if errors.Is(err, errDone) {
 			return c.lost()
 		}
 		return ctxError(err, c.s.name())
 	}
-	p := pendingPool.Get().(*pending)
-	p.call, p.bytes, p.err = call, dataBytes, nil
-	p.state.Store(callWaiting)
+	p := c.newPending(call, dataBytes)
+	left := time.Until(deadline)
 	id, err := c.ask(p, left)
 	if err != nil {
 		c.out.release(dataBytes)
 		return err
 	}
 	return c.await(ctx, p, id, left, ok)
+}
+
+// enter takes the call's share of the window.
+func (c *Conn) enter(ctx context.Context, bytes int, deadline time.Time) error {
+	if c.out.try(bytes) {
+		return nil
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline) // without effect where ctx has one
+	defer cancel()
+	return c.out.acquire(ctx, bytes, c.done)
 }
 
 // ask registers and sends the request.
@@ -148,8 +181,7 @@ func (c *Conn) await(ctx context.Context, p *pending, id uint64, left time.Durat
 		<-p.done // the answer has just come
 	}
 	err := p.err
-	p.call, p.err = nil, nil
-	pendingPool.Put(p)
+	c.keep(p)
 	return err
 }
 

@@ -40,6 +40,7 @@ type Conn struct {
 
 	mu     sync.Mutex
 	calls  map[uint64]*pending // asked and not answered, also those nobody waits for any more
+	spare  []*pending
 	nextID uint64
 	err    error // why it ended
 	ended  bool

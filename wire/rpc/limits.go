@@ -16,6 +16,8 @@ const (
 	// maxQueued bounds the requests of one peer that are not answered yet. It is told in the handshake, so a peer that
 	// passes it breaks the protocol and is disconnected.
 	maxQueued = wire.MaxInFlight
+	// maxSpareCalls bounds the books of ended calls that a connection keeps for later ones.
+	maxSpareCalls = 64
 	// maxConns bounds the connections of one listener. One more is answered with KindOverLimit and closed.
 	maxConns = 1024
 	// maxHandshakes bounds the connections of one listener that have not shaken hands. One more closes the oldest of

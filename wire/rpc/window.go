@@ -40,19 +40,26 @@ func (w *window) queue(bytes int) *[]*windowWaiter {
 	return &w.loaded
 }
 
-// acquire takes room for one request with this many bytes of data, or gives ctx's error; done ends the wait with errDone.
+// try takes room for one request with this many bytes of data if there is some and nobody waits for it.
+func (w *window) try(bytes int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(*w.queue(bytes)) > 0 || !w.fits(bytes) {
+		return false
+	}
+	w.reqs--
+	w.bytes -= bytes
+	return true
+}
+
+// acquire waits for room, or gives ctx's error; done ends the wait with errDone.
 func (w *window) acquire(ctx context.Context, bytes int, done <-chan struct{}) error {
 	w.mu.Lock()
 	q := w.queue(bytes)
-	if len(*q) == 0 && w.fits(bytes) {
-		w.reqs--
-		w.bytes -= bytes
-		w.mu.Unlock()
-		return nil
-	}
 	w.arrivals++
 	me := &windowWaiter{bytes: bytes, turn: w.arrivals, ready: make(chan struct{})}
 	*q = append(*q, me)
+	w.grant() // there may be room since try
 	w.mu.Unlock()
 	var err error
 	select {
