@@ -8,8 +8,8 @@ const (
 	maxBackoff = 250 * time.Millisecond
 	// watchTimeout is how long mgmt may sit on a watch for a newer map; then it is asked anew.
 	watchTimeout = 20 * time.Second
-	// refreshTimeout is how long a watch is left alone that was put anew because a newer map is known to exist.
-	refreshTimeout = 2 * time.Second
+	// kickEvery is how long a watch is left alone before a kick puts it anew.
+	kickEvery = 300 * time.Millisecond
 	// awayFor is how long a process that did not accept a connection, or lost one, counts as unreachable.
 	awayFor = 200 * time.Millisecond
 	// driveDialTimeout bounds the wait for a connection to a drive: local ones accept at once or refuse.

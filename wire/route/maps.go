@@ -107,18 +107,14 @@ func (r *Router) refresh() {
 // stays in use.
 //
 // One question is always under way: "what is newer than this?", which mgmt answers when there is something. A kick (refresh) puts it
-// anew, because mgmt may have lost it, and ends the wait after a failure. The new question is left alone for refreshTimeout, however
-// many kicks come, or a slow mgmt would never get to answer.
+// anew, because mgmt may have lost it, and ends the wait after a failure. The new question is left alone for kickEvery, however many
+// kicks come, or a slow mgmt would never get to answer.
 func (r *Router) Run(ctx context.Context) error {
 	backoff := minBackoff
-	kick := r.kick
-	timeout := watchTimeout
 	for ctx.Err() == nil {
-		kicked, err := r.watchOnce(ctx, timeout, kick)
-		kick, timeout = r.kick, watchTimeout
+		kicked, err := r.watchOnce(ctx)
 		switch {
 		case kicked:
-			kick, timeout = nil, refreshTimeout
 		case err == nil || wire.KindOf(err) == wire.KindTimeout:
 			backoff = minBackoff
 		default:
@@ -130,20 +126,26 @@ func (r *Router) Run(ctx context.Context) error {
 }
 
 // watchOnce asks mgmt for a map newer than ours and waits for it; a kick ends the wait.
-func (r *Router) watchOnce(ctx context.Context, timeout time.Duration, kick <-chan struct{}) (kicked bool, err error) {
-	wctx, cancel := context.WithTimeout(ctx, timeout)
+func (r *Router) watchOnce(ctx context.Context) (kicked bool, err error) {
+	wctx, cancel := context.WithTimeout(ctx, watchTimeout)
 	defer cancel()
 	got := make(chan error, 1)
 	var resp wire.WatchMapResp
 	go func() {
 		got <- r.Mgmt(wctx, &rpc.Call{Method: wire.MWatchMap, Req: &wire.WatchMapReq{After: r.generation()}, Resp: &resp})
 	}()
+	alone := time.NewTimer(kickEvery)
+	defer alone.Stop()
 	select {
 	case err = <-got:
-	case <-kick:
-		kicked = true
-		cancel()
-		err = <-got
+	case <-alone.C:
+		select {
+		case err = <-got:
+		case <-r.kick:
+			kicked = true
+			cancel()
+			err = <-got
+		}
 	}
 	if err != nil {
 		return kicked, err
