@@ -121,10 +121,15 @@ func (fs *FS) detached(ctx context.Context, in *inode, f func() error) error {
 
 // resize truncates a quiet inode.
 func (fs *FS) resize(in *inode, s SetAttr) (wire.Attr, error) {
+	undo, err := fs.publishBelow(in, s.Size)
+	if err != nil {
+		return wire.Attr{}, err
+	}
 	t := fs.now()
 	var resp wire.AttrResp
-	err := fs.mutate(fs.bg, in.ino.Bucket(), wire.MSetAttr, &resp, s.request(in.ino))
+	err = fs.mutate(fs.bg, in.ino.Bucket(), wire.MSetAttr, &resp, s.request(in.ino))
 	if err != nil {
+		undo()
 		return wire.Attr{}, err
 	}
 	in.mu.Lock()
@@ -140,6 +145,28 @@ func (fs *FS) resize(in *inode, s SetAttr) (wire.Attr, error) {
 	in.pubMeta = in.meta // size and mtime are the cluster's now
 	in.known = false
 	return in.learnLocked(t, resp.Attr, resp.Lease), nil
+}
+
+// publishBelow tells the cluster of data below end that it has stored but whose size it does not know: a truncate drops
+// what lies past the size that the cluster knows, as what nobody has ever published. undo makes size and mtime unknown to
+// the cluster again, for when the truncate fails. in is quiet.
+func (fs *FS) publishBelow(in *inode, end uint64) (undo func(), err error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if !in.dirtyMeta() || in.srvEnd == 0 {
+		return func() {}, nil
+	}
+	size, failed := in.attr.Size, in.errSeq
+	fs.publish(in, in.meta, min(size, end), in.attr.Mtime)
+	if in.errSeq != failed {
+		return nil, in.err
+	}
+	return func() {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		in.attr.Size = max(in.attr.Size, size)
+		in.meta++
+	}, nil
 }
 
 // lockQuiet takes the write lease, and waits until nothing is being sent. On success mu is held and busy set: no new data and
