@@ -52,6 +52,7 @@ func fsx(t *testing.T, mounts []string, ops int) {
 		}
 		must(t, os.WriteFile(f.paths[0], nil, 0o600))
 		f.reopen()
+		t.Cleanup(f.shut)
 		files = append(files, f)
 	}
 	for i := range ops {
@@ -265,8 +266,12 @@ func (f *fsxFile) allocate(m, off, n int) error {
 	return err
 }
 
-// mapped maps the whole file and calls do.
+// mapped maps the whole file and calls do. The fstat before is what every application does to learn how much it may map, and
+// what tells this mount's kernel of a size that another mount has changed.
 func (f *fsxFile) mapped(m, prot int, do func(b []byte) error) error {
+	if st, err := f.files[m].Stat(); err != nil || st.Size() != int64(len(f.want)) {
+		return fmt.Errorf("fstat before mmap: %d bytes, want %d, %w", st.Size(), len(f.want), err)
+	}
 	b, err := unix.Mmap(int(f.files[m].Fd()), 0, len(f.want), prot, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("mmap: %w", err)

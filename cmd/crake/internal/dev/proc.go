@@ -224,7 +224,7 @@ func detachDead(path string) error {
 		return nil
 	}
 	m, ok := mountAt(path)
-	if !ok || !strings.HasPrefix(m.fstype, "fuse") {
+	if !ok || m.fstype != "fuse.crake" {
 		return nil
 	}
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
