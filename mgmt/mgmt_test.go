@@ -173,6 +173,7 @@ func (c *cluster) is(compute0, compute1 int) func() bool {
 
 // Claim: a cluster forms from its file, everything comes up, and every listing of the API tells it.
 func TestFormAndList(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, func(f *api.ClusterFile) { f.APIListen = "127.0.0.1:0" })
 	c.launch()
 	ctx := t.Context()
@@ -263,6 +264,7 @@ func (c *cluster) badRequests(tcp string) {
 
 // Claim: kill -9 of a compute: its buckets are named for the other within a second, and come back few at a time.
 func TestComputeKilled(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil)
 	c.launch()
 	c.kill("compute1", syscall.SIGKILL)
@@ -279,6 +281,7 @@ func TestComputeKilled(t *testing.T) {
 
 // Claim: a compute that hangs is declared down after the lease and not before, is killed, and comes back.
 func TestComputeHangs(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil)
 	c.launch()
 	pid := c.kill("compute1", syscall.SIGHUP)
@@ -293,6 +296,7 @@ func TestComputeHangs(t *testing.T) {
 // Claim: kill -9 of mgmt: its keeper starts it again, it adopts every process, and generation, incarnations, sessions and
 // owners are as before.
 func TestMgmtKilled(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil)
 	c.launch()
 	before := c.ready()
@@ -323,6 +327,7 @@ func TestMgmtKilled(t *testing.T) {
 
 // Claim: what dies while mgmt is away is noticed when it comes back, and fails over at once, not after a lease.
 func TestDeathWhileMgmtIsAway(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, func(f *api.ClusterFile) { f.LeaseMs = 20_000 })
 	c.launch()
 	keeper, worker := c.proc("keeper").PID, c.proc("mgmt").PID
@@ -346,6 +351,7 @@ func TestDeathWhileMgmtIsAway(t *testing.T) {
 
 // Claim: when only the keeper dies, mgmt goes on, and a new keeper takes it over.
 func TestKeeperKilled(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil)
 	c.launch()
 	worker := c.proc("mgmt").PID
@@ -366,6 +372,7 @@ func TestKeeperKilled(t *testing.T) {
 // Claim: an orderly stop ends everything; the next start brings the same cluster back: ids, filesystems, mounts, rising
 // generation and epochs.
 func TestStopAndStart(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil)
 	c.launch()
 	ctx := t.Context()
@@ -418,6 +425,7 @@ func TestStopAndStart(t *testing.T) {
 
 // Claim: what people ask for and cannot have is one clear line, and leaves nothing behind.
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil)
 	c.launch()
 	ctx := t.Context()
@@ -458,6 +466,7 @@ func TestRefusals(t *testing.T) {
 
 // Claim: mgmt that cannot start says why in one line and does not stay.
 func TestLaunchFails(t *testing.T) {
+	t.Parallel()
 	for name, edit := range map[string]func(f *api.ClusterFile){
 		"core 4000 is not one": func(f *api.ClusterFile) { f.Cores = []int{4000} },
 		"not a loopback":       func(f *api.ClusterFile) { f.APIListen = "0.0.0.0:0" },
@@ -477,6 +486,7 @@ func TestLaunchFails(t *testing.T) {
 
 // Claim: only processes of this cluster are served, each only for itself; tools may read the map.
 func TestStrangers(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, nil)
 	c.launch()
 	cluster, err := c.f.Cluster()
