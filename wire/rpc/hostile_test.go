@@ -445,3 +445,5 @@ func fixSums(b []byte) []byte {
 	}
 	return b
 }
+
+func newLog(l *logBook) *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
