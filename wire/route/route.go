@@ -1,4 +1,3 @@
-// Package route keeps the cluster map of a process fresh, finds who owns what, and is the one place for retries.
 package route
 
 import (

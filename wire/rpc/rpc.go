@@ -1,5 +1,3 @@
-// Package rpc carries requests between processes: one connection for each pair, multiplexed, both sides may ask.
-// See doc.go of this package and ../PROTOCOL.md for the bytes.
 package rpc
 
 import (
