@@ -22,7 +22,7 @@
 // worker finds them by their command lines and by run/NAME.json, and adopts them. One keeper and one worker a folder, by
 // locks on run/keeper.lock and run/mgmt.lock.
 //
-// SIGTERM ends mgmt and leaves the cluster running. POST /stop ends the cluster: frontends, computes, drives, then mgmt.
+// SIGTERM to the keeper ends mgmt and leaves the cluster running. POST /stop ends the cluster: frontends, computes, drives, then mgmt.
 //
 // # When mgmt is away
 //

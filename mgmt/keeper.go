@@ -112,7 +112,7 @@ func (k *keeper) loop(ctx context.Context) error {
 	if pid, ok := k.adoptable(); ok {
 		up = true
 		k.c.Log.Info("mgmt runs without a keeper; keeping it from now on", "pid", pid)
-		if err := k.watchForeign(ctx, pid); err != nil || ctx.Err() != nil {
+		if err := k.watchForeign(ctx, pid); err != nil || ctx.Err() != nil || stopped(k.c.Dir) {
 			return err
 		}
 	}
@@ -123,7 +123,7 @@ func (k *keeper) loop(ctx context.Context) error {
 		switch {
 		case err != nil:
 			return err
-		case ctx.Err() != nil, ws.Exited() && ws.ExitStatus() == 0:
+		case ctx.Err() != nil, stopped(k.c.Dir):
 			return nil
 		case !up:
 			return startError(k.c.Dir, ws)
@@ -200,6 +200,15 @@ func (k *keeper) runWorker(ctx context.Context) (ws syscall.WaitStatus, ready bo
 			}
 		}
 	}
+}
+
+// stoppedMark is in the worker's lock file after the orderly stop of the cluster: then mgmt is not wanted any more. A worker
+// that ends in any other way, even politely because somebody sent it SIGTERM, is started again.
+const stoppedMark = "stopped"
+
+func stopped(dir string) bool {
+	b, err := os.ReadFile(api.WorkerLock(dir))
+	return err == nil && strings.TrimSpace(string(b)) == stoppedMark
 }
 
 // adoptable finds a worker whose keeper has died.

@@ -349,6 +349,60 @@ func TestDeathWhileMgmtIsAway(t *testing.T) {
 	}
 }
 
+// Claim: a worker that is asked to end by somebody who is not its keeper comes back; a keeper that is asked to end leaves the cluster
+// running, and the next one finds it.
+func TestTerminated(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	c.launch()
+	procs := c.procs()
+	pid := c.kill("mgmt", syscall.SIGTERM)
+	c.until("mgmt is back", func() bool { p := c.proc("mgmt"); return p.PID != 0 && p.PID != pid })
+	c.kill("keeper", syscall.SIGTERM)
+	c.until("mgmt has ended", func() bool { return !api.Running(c.dir) })
+	if now := c.procs(); fmt.Sprint(now) != fmt.Sprint(procs) {
+		t.Errorf("processes %+v, were %+v", now, procs)
+	}
+	c.launch()
+	if now := c.procs(); fmt.Sprint(now) != fmt.Sprint(procs) {
+		t.Errorf("processes %+v, were %+v", now, procs)
+	}
+}
+
+// Claim: an evicted session is gone from the map when the eviction is answered, and its frontend comes back with a new one.
+func TestEvict(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	c.launch()
+	cluster, err := c.f.Cluster()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(role wire.Role, proc wire.ProcID, method wire.Method, req, resp wire.Message) {
+		t.Helper()
+		conn, err := rpc.Dial(t.Context(), api.MgmtAddr(c.dir), rpc.Options{Self: rpc.Self{Cluster: cluster, Role: role, Proc: proc}})
+		if err == nil {
+			err = errors.Join(conn.Do(t.Context(), &rpc.Call{Method: method, Req: req, Resp: resp}), conn.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var before, after wire.WatchMapResp
+	ask(wire.RoleClient, 0, wire.MWatchMap, &wire.WatchMapReq{}, &before)
+	old := before.Map.Sessions[0].ID
+	pid := c.proc("frontend0").PID
+	ask(wire.RoleCompute, wire.ProcID(c.proc("compute0").ID), wire.MEvict, &wire.EvictReq{Session: old, Reason: "no answer to a recall"}, &wire.Empty{})
+	ask(wire.RoleClient, 0, wire.MWatchMap, &wire.WatchMapReq{}, &after)
+	if after.Map.HasSession(old) {
+		t.Error("the session is still in the map")
+	}
+	if _, ok := supervise.StartTime(pid); ok {
+		t.Error("its process still lives")
+	}
+	c.until("a new session", func() bool { p := c.proc("frontend0"); return p.PID != pid && p.Ready })
+}
+
 // Claim: when only the keeper dies, mgmt goes on, and a new keeper takes it over.
 func TestKeeperKilled(t *testing.T) {
 	t.Parallel()

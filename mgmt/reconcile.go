@@ -23,6 +23,9 @@ func (w *worker) reconcileLoop(ctx context.Context) error {
 	tick := time.NewTicker(reconcileEvery)
 	defer tick.Stop()
 	for {
+		if err := supervise.BoundLog(api.LogPath(w.c.Dir, "mgmt")); err != nil {
+			w.log.Warn("cannot bound a log", "err", err)
+		}
 		if err := w.reconcile(ctx); err != nil && ctx.Err() == nil {
 			w.log.Error("cannot start what is wanted", "err", err)
 		}

@@ -106,7 +106,8 @@ func runWorker(ctx context.Context, c *Config) (err error) {
 	})
 	if errors.Is(context.Cause(ctx), errStopped) {
 		w.log.Info("the cluster is stopped")
-		return nil
+		_, werr := lock.WriteAt([]byte(stoppedMark), 0)
+		return errors.Join(werr, lock.Truncate(int64(len(stoppedMark))))
 	}
 	return err
 }

@@ -53,6 +53,9 @@ type BucketReport struct {
 }
 
 // HeartbeatReq renews the lease of a process, and of the session of a frontend. The lease holds from when the request was sent.
+// When mgmt is not running, a lease that is not over may be lengthened too: see package wire/away.
+// Buckets names every bucket that the process may still serve until it is closed; a bucket that was taken from it by a map is given
+// to another when a heartbeat with at least that Generation no longer names it.
 //
 // wire:message
 type HeartbeatReq struct {

@@ -150,9 +150,9 @@ func lastWords(path string, from int64) string {
 	return l[:min(len(l), maxLastWords)]
 }
 
-// boundLog moves the content of a log that has grown too long to NAME.log.1. The process keeps its file open for append,
+// BoundLog moves the content of a log that has grown too long to NAME.log.1. The process keeps its file open for append,
 // so the file is copied and cut; lines written in between are lost, which a log can bear.
-func boundLog(path string) error {
+func BoundLog(path string) error {
 	st, err := os.Stat(path)
 	if err != nil || st.Size() <= maxLogBytes {
 		return nil

@@ -424,7 +424,7 @@ func TestBoundLog(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := boundLog(path); err != nil {
+	if err := BoundLog(path); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.WriteString("next\n"); err != nil {

@@ -125,7 +125,7 @@ func (s *Supervisor) boundLogs() {
 	}
 	s.mu.Unlock()
 	for _, n := range names {
-		if err := boundLog(s.logPath(n)); err != nil {
+		if err := BoundLog(s.logPath(n)); err != nil {
 			s.cfg.Log.Warn("cannot bound a log", "name", n, "err", err)
 		}
 	}
