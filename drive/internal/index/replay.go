@@ -65,8 +65,6 @@ func (p *Replay) alloc(r *format.Record) {
 	case startsWith(s.Runs[first:], r.Runs):
 		s.Len = max(s.Len, r.Len)
 		return
-	default:
-		s.Sealed = false // the seal that cut the runs follows
 	}
 	x.AddRuns(r.ID, first, r.Len, r.Runs)
 }

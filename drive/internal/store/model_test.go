@@ -352,8 +352,8 @@ type history struct {
 	volatile bool
 }
 
-func newHistory(t testing.TB, seed uint64, clients int, volatile bool, sizeBytes int64) *history {
-	h := &history{t: t, rng: rand.New(rand.NewPCG(seed, 99)), arena: newArena(t), image: formatted(t, sizeBytes), volatile: volatile}
+func newHistory(t testing.TB, arena *wire.Arena, seed uint64, clients int, volatile bool, sizeBytes int64) *history {
+	h := &history{t: t, rng: rand.New(rand.NewPCG(seed, 99)), arena: arena, image: formatted(t, sizeBytes), volatile: volatile}
 	for i := range clients {
 		h.clients = append(h.clients, newModel(t, h.arena, seed, wire.BucketID(i)))
 	}
@@ -431,14 +431,14 @@ func (h *history) run(name string, steps, crashAt int) (ios int) {
 func TestCrashEverywhere(t *testing.T) {
 	for _, volatile := range []bool{false, true} {
 		t.Run(fmt.Sprintf("volatile=%t", volatile), func(t *testing.T) {
-			seeds := 3
+			arena, seeds := newArena(t), 3
 			if testing.Short() {
 				seeds = 1
 			}
 			for seed := range seeds {
-				ios := newHistory(t, uint64(seed), 1, volatile, 8<<20).run("probe", 40, 0)
+				ios := newHistory(t, arena, uint64(seed), 1, volatile, 3<<20).run("probe", 40, 0)
 				for at := 1; at <= ios; at++ {
-					h := newHistory(t, uint64(seed), 1, volatile, 8<<20)
+					h := newHistory(t, arena, uint64(seed), 1, volatile, 3<<20)
 					name := fmt.Sprintf("seed %d, crash at %d of %d", seed, at, ios)
 					h.run(name, 40, at)
 					h.run(name+", after", 10, 0)
@@ -456,7 +456,7 @@ func TestCrashHistories(t *testing.T) {
 		volatile := i%2 == 0
 		t.Run(fmt.Sprintf("seed=%d,volatile=%t", seed+uint64(i), volatile), func(t *testing.T) {
 			t.Parallel()
-			h := newHistory(t, seed+uint64(i), 1+i%4, volatile, 12<<20)
+			h := newHistory(t, newArena(t), seed+uint64(i), 1+i%4, volatile, 5<<20)
 			for round := range 25 {
 				h.run(fmt.Sprintf("round %d", round), 150, 1+h.rng.IntN(600))
 				if t.Failed() {

@@ -1,0 +1,196 @@
+package store
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/crakefs/crake/drive/internal/blockio"
+	"github.com/crakefs/crake/drive/internal/format"
+	"github.com/crakefs/crake/wire"
+)
+
+// populated gives an image with strips and segments, some of them only in the journal, and what they hold.
+func populated(t testing.TB) (image []byte, want map[wire.StripID][]byte) {
+	t.Helper()
+	h := newHistory(t, newArena(t), 77, 1, false, 4<<20)
+	h.run("populate", 120, 0)
+	r := mustStart(t, blockio.NewCrashDevice(h.image, false), h.arena)
+	m := h.clients[0]
+	m.settle(r.Store, "populate")
+	for range 60 {
+		if err := m.step(r.Store); err != nil {
+			t.Fatal(err)
+		}
+	}
+	image = r.dev.(*blockio.CrashDevice).Image()
+	_ = r.stop()
+	want = map[wire.StripID][]byte{}
+	for id, o := range m.live {
+		want[id] = o.data
+	}
+	return image, want
+}
+
+// TestJournalDamage: a damaged batch in the middle of the journal is told from its end, and the drive does not open as if
+// the later operations had never been.
+func TestJournalDamage(t *testing.T) {
+	image, _ := populated(t)
+	arena := newArena(t)
+	s, err := Open(blockio.NewCrashDevice(bytes.Clone(image), false), Config{Arena: arena, Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	live := s.journal.live
+	if len(live) < 10 {
+		t.Fatalf("only %d batches to replay", len(live))
+	}
+	refused := 0
+	for i, b := range live {
+		img := bytes.Clone(image)
+		img[s.sb.JournalOff+int64(b.pos)*format.BlockSize+84] ^= 4 // in the first record
+		_, err := Open(blockio.NewCrashDevice(img, false), Config{Arena: arena, Log: quiet()})
+		if wire.KindOf(err) == wire.KindCorrupt {
+			refused++
+		} else if i < len(live)-2 {
+			t.Errorf("batch %d of %d damaged: %v", i, len(live), err)
+		}
+	}
+	if refused == 0 {
+		t.Error("no damage was seen")
+	}
+}
+
+// TestSuperblockRepair: either copy of the superblock serves, and the other one is written again.
+func TestSuperblockRepair(t *testing.T) {
+	image, _ := populated(t)
+	arena := newArena(t)
+	for _, off := range testSuperblock(int64(len(image))).SuperblockOffsets() {
+		img := bytes.Clone(image)
+		clear(img[off : off+format.BlockSize])
+		dev := blockio.NewCrashDevice(img, true)
+		if _, err := Open(dev, Config{Arena: arena, Log: quiet()}); err != nil {
+			t.Fatalf("superblock at %d gone: %v", off, err)
+		}
+		got := dev.Image()
+		if !bytes.Equal(got[off:off+format.BlockSize], image[off:off+format.BlockSize]) {
+			t.Errorf("superblock at %d was not repaired", off)
+		}
+	}
+	img := bytes.Clone(image)
+	for _, off := range testSuperblock(int64(len(image))).SuperblockOffsets() {
+		clear(img[off : off+format.BlockSize])
+	}
+	if _, err := Open(blockio.NewCrashDevice(img, true), Config{Log: quiet()}); wire.KindOf(err) != wire.KindRefused {
+		t.Errorf("no superblock at all: %v", err)
+	}
+}
+
+// TestReformatted: what an earlier life of the device left does not come back.
+func TestReformatted(t *testing.T) {
+	image, _ := populated(t)
+	dev := blockio.NewCrashDevice(image, true)
+	sb := testSuperblock(int64(len(image)))
+	sb.FormatID++
+	if err := Format(dev, sb); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(dev, Config{Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.idx.Len() != 0 || s.alloc.FreeBlocks() != s.sb.DataBlocks() || s.idx.Epoch(0) != 0 {
+		t.Errorf("%d strips, epoch %d", s.idx.Len(), s.idx.Epoch(0))
+	}
+}
+
+// mutate changes some bytes of the metadata of an image: flips, zeroed or swapped blocks.
+func mutate(rng *rand.Rand, img []byte, sb *format.Superblock) string {
+	block := func() int64 { return rng.Int64N(sb.DataOff/format.BlockSize) * format.BlockSize }
+	what := ""
+	for range 1 + rng.IntN(4) {
+		b := block()
+		switch rng.IntN(4) {
+		case 0:
+			at := b + rng.Int64N(format.BlockSize)
+			img[at] ^= 1 << rng.IntN(8)
+			what += fmt.Sprintf(" flip@%d", at)
+		case 1:
+			clear(img[b : b+format.BlockSize])
+			what += fmt.Sprintf(" zero@%d", b)
+		case 2:
+			c := block()
+			copy(img[b:b+format.BlockSize], img[c:c+format.BlockSize])
+			what += fmt.Sprintf(" copy %d to %d", c, b)
+		case 3:
+			at := b + rng.Int64N(200)
+			img[at] ^= byte(rng.Uint32())
+			what += fmt.Sprintf(" byte@%d", at)
+		}
+	}
+	return what
+}
+
+// checkMutated opens a damaged image: a typed error, or only right bytes.
+func checkMutated(t *testing.T, img []byte, arena *wire.Arena, want map[wire.StripID][]byte, what string) (opened bool) {
+	t.Helper()
+	r, err := start(t, blockio.NewCrashDevice(img, false), arena)
+	if err != nil {
+		switch wire.KindOf(err) {
+		case wire.KindCorrupt, wire.KindRefused, wire.KindVersion:
+		default:
+			t.Fatalf("%s: not a typed error: %v", what, err)
+		}
+		return false
+	}
+	for id, data := range want {
+		for off := uint64(0); off < uint64(len(data)); off += format.BlockSize {
+			status, got, err := r.Read(t.Context(), []wire.ReadRange{{ID: id, Offset: off, Len: format.BlockSize}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if status[0] == wire.KindNone && !bytes.Equal(flat(got), data[off:off+format.BlockSize]) {
+				t.Fatalf("%s: %s at %d reads wrong bytes", what, id, off)
+			}
+			got.Release()
+		}
+	}
+	_ = r.stop()
+	return true
+}
+
+// TestMutatedImages: damage to the metadata gives a typed error or is survived; it never gives wrong bytes or a panic.
+func TestMutatedImages(t *testing.T) {
+	image, want := populated(t)
+	sb := testSuperblock(int64(len(image)))
+	arena := newArena(t)
+	seed := rand.Uint64()
+	opened := 0
+	const n = 150
+	for i := range uint64(n) {
+		img := bytes.Clone(image)
+		what := mutate(rand.New(rand.NewPCG(seed, i)), img, sb)
+		if checkMutated(t, img, arena, want, fmt.Sprintf("seed %d %d:%s", seed, i, what)) {
+			opened++
+		}
+	}
+	if opened == 0 || opened == n {
+		t.Errorf("%d of %d mutated images open: the test changes nothing that matters, or everything", opened, n)
+	}
+}
+
+// FuzzOpen is TestMutatedImages with the fuzzer's choice of bytes: pairs of place and value in the metadata.
+func FuzzOpen(f *testing.F) {
+	image, want := populated(f)
+	sb := testSuperblock(int64(len(image)))
+	f.Add([]byte{0, 0, 0, 1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		img := bytes.Clone(image)
+		for ; len(b) >= 4; b = b[4:] {
+			at := (int64(b[0]) | int64(b[1])<<8 | int64(b[2])<<16) % sb.DataOff
+			img[at] = b[3]
+		}
+		checkMutated(t, img, newArena(t), want, "fuzz")
+	})
+}
