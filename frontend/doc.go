@@ -59,16 +59,19 @@
 //   - lockQuiet (truncate) sets busy and waits for sends; sends never wait for busy.
 //   - Notifications to the kernel are sent by goroutines of their own, never by a request's.
 //
-// # How it fails
+// # How it fails, and the test
 //
-//   - A compute dies: route.Router retries at the new owner, with the same OpID; claims go there first.      (core: TestNewOwner)
-//   - A drive is away or wrong: wire/strip rebuilds; too many away: the read waits.                     (core: TestReadWaits)
+//   - A compute dies: route.Router retries at the new owner, with the same OpID; claims go there first (core: TestNewOwner, TestLeaseLost).
+//   - An answer is lost: the request goes again and is not done twice (core: TestExactlyOnce).
+//   - A drive is away or wrong: wire/strip rebuilds; too many away: the read waits (core: TestReadWaits).
 //   - The cluster is full: write says ENOSPC early; what was buffered and does not fit is told to each opener once, at
-//     fsync or close; small files that went together are tried one by one.                             (core: TestNoSpace, TestGroupRefused)
-//   - mgmt is away: the session counts as dead when its time is over: caches rest, calls wait, until it answers. (core: TestSessionExpires)
+//     fsync or close; small files that went together are tried one by one (core: TestNoSpace, TestErrorOnce, TestGroupRefused).
+//   - mgmt is away for longer than the lease: caches rest, calls wait, until it answers (core: TestSessionExpires).
+//   - A grant is overtaken by its recall: it is void (core: TestLateGrant). Clients share a file: TestTwoClients, TestAppendRace.
 //   - A newer run of the process, or an ended session: Run returns; unsynced data is lost.
-//   - SIGTERM: flush in bounded time, unmount, lazily if it is busy.                                            (TestMount)
-//   - kill -9: the next run of the same mount finds a dead mount and replaces it.                               (TestDeadMount)
+//   - The cluster does not answer: calls wait; their callers can be killed (fusefs: TestKill), signals do not disturb (TestSignals).
+//   - SIGTERM: flush in bounded time, unmount, lazily if it is busy.
+//   - kill -9: the next run of the same mount finds a dead mount and replaces it (fusefs: TestDeadMount).
 //
 // Access times are not kept: atime is what utimens or the creation set.
 //

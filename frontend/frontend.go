@@ -4,19 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/crakefs/crake/frontend/internal/fusefs"
 	"github.com/crakefs/crake/frontend/internal/mnt"
 	"github.com/crakefs/crake/wire"
 )
-
-// subtype makes `mount` show the type fuse.crake.
-const subtype = "crake"
 
 // Run mounts the filesystem and serves it until ctx ends or somebody unmounts it (nil), or the session is over. At the end it makes
 // durable what was written, as far as the cluster lets it in bounded time, and always takes the mount away. It returns when everything
@@ -31,7 +26,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	if err := mnt.Prepare(point, "fuse."+subtype, source(cfg.FS)); err != nil {
+	if err := mnt.Prepare(point, "fuse."+fusefs.Subtype, source(cfg.FS)); err != nil {
 		return err
 	}
 	m, err := join(ctx, cfg)
@@ -48,20 +43,12 @@ func source(fs string) string { return "crake/" + fs }
 func (m *member) serve(ctx context.Context, point string) error {
 	log := m.cfg.Log
 	fs := fusefs.New(m.fs)
-	server, err := fuse.NewServer(fs, point, m.mountOptions())
+	served, err := fs.Mount(point, source(m.cfg.FS), log)
 	if err != nil {
-		return fmt.Errorf("mount %s: %w", point, err)
+		return err
 	}
-	drop := func(ino wire.Ino) { _ = server.InodeNotify(fs.Node(ino), 0, 0) } // ENOENT: the kernel does not know it
+	drop := fs.DropPages
 	m.dropPages.Store(&drop)
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		server.Serve()
-	}()
-	if err := mnt.SetReadahead(point, pageReadaheadKiB); err != nil {
-		log.Info("kernel readahead stays as it is", "err", err)
-	}
 	m.ready.Store(true)
 	log.Info("mounted", "fs", m.cfg.FS, "mount", point, "session", m.session)
 
@@ -75,18 +62,6 @@ func (m *member) serve(ctx context.Context, point string) error {
 	}
 	m.ready.Store(false)
 	return errors.Join(cause, m.unmount(point, served, cause == nil))
-}
-
-func (m *member) mountOptions() *fuse.MountOptions {
-	return &fuse.MountOptions{
-		AllowOther: true, FsName: source(m.cfg.FS), Name: subtype, Options: []string{"default_permissions"},
-		// As of a disk: setuid programs and devices work. (Zero would mean nosuid and nodev.)
-		DirectMountStrict: true, DirectMountFlags: unix.MS_MGC_VAL,
-		MaxWrite: maxRequest, MaxBackground: maxBackground, MaxInflightRequestBytes: maxRequestBytes,
-		EnableLocks: true, DisableSplice: true, ExplicitDataCacheControl: true,
-		ExtraCapabilities: fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_READDIRPLUS_AUTO,
-		Logger:            slog.NewLogLogger(m.cfg.Log.Handler(), slog.LevelWarn),
-	}
 }
 
 // unmount makes durable what can be, takes the mount away and waits for the last requests. sync is false when the session is over:

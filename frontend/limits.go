@@ -7,15 +7,6 @@ const (
 	// minMemoryBytes and maxMemoryBytes bound the memory settings: a few requests of 1 MiB, and what is surely a mistake.
 	minMemoryBytes = 8 << 20
 	maxMemoryBytes = 1 << 40
-	// maxRequest is the kernel's largest READ and WRITE, without its sysctl being raised.
-	maxRequest = 1 << 20
-	// maxBackground is how many requests that nobody sits and waits for (asynchronous direct IO, readahead) the kernel sends at once:
-	// a few jobs at depth 32.
-	maxBackground = 256
-	// maxRequestBytes bounds the memory that holds write requests under way. While it is full none is read from the kernel.
-	maxRequestBytes = 128 << 20
-	// pageReadaheadKiB is how far the kernel reads ahead for mmaps.
-	pageReadaheadKiB = 1024
 	// maxEvents bounds the events that wait for mgmt; beyond, events are dropped and counted.
 	maxEvents = 64
 	// heartbeatEvery is what all processes agree on; heartbeatTimeout ends one that mgmt does not answer.

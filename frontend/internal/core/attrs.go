@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/crakefs/crake/wire"
@@ -211,8 +212,22 @@ func (fs *FS) killPriv(ctx context.Context, in *inode) error {
 	return err
 }
 
+// checkXattrName refuses names that need a meaning that this filesystem does not give them, such as
+// "system.posix_acl_access": to keep one as mere bytes would tell cp that the mode has been set by it.
+func checkXattrName(name string) error {
+	for _, prefix := range []string{"user.", "trusted.", "security."} {
+		if len(name) > len(prefix) && strings.HasPrefix(name, prefix) {
+			return nil
+		}
+	}
+	return wire.E("frontend.xattr", wire.KindNotSupported, name, nil)
+}
+
 // GetXattr gives the value of an extended attribute.
 func (fs *FS) GetXattr(ctx context.Context, ino wire.Ino, name string) ([]byte, error) {
+	if err := checkXattrName(name); err != nil {
+		return nil, err
+	}
 	var resp wire.XattrResp
 	req := &wire.XattrReq{Op: wire.OpID{Session: fs.sess.id}, Ino: ino, Name: name}
 	err := fs.ask(ctx, ino.Bucket(), wire.MGetXattr, req, &resp)
@@ -238,6 +253,9 @@ func (fs *FS) RemoveXattr(ctx context.Context, ino wire.Ino, name string) error 
 }
 
 func (fs *FS) changeXattr(ctx context.Context, m wire.Method, req *wire.XattrReq) error {
+	if err := checkXattrName(req.Name); err != nil {
+		return err
+	}
 	in := fs.table.get(req.Ino)
 	defer fs.table.put(in)
 	defer in.stale() // its ctime

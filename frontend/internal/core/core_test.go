@@ -10,12 +10,36 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crakefs/crake/frontend/internal/fake"
 	"github.com/crakefs/crake/frontend/internal/locks"
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/strip"
 )
 
 const rdwr = 2
+
+// client makes an FS of the cluster and runs it.
+func client(t testing.TB, f *fake.Cluster, session wire.SessionID, c Config) *FS {
+	t.Helper()
+	c.Session, c.FS = session, wire.FSInfo{ID: 1, Root: f.Root(), Name: "test"}
+	c.Cluster, c.Blocks, c.Arena = f.Conn(session), f, f.Arena
+	fs, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Attach(session, fs)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = fs.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return fs
+}
 
 func create(t testing.TB, fs *FS, name string) *Handle {
 	t.Helper()
@@ -93,8 +117,8 @@ func eventually(t testing.TB, what string, f func() bool) {
 // cluster has exactly that; all memory is free at the end.
 func TestModel(t *testing.T) {
 	for seed := range uint64(6) {
-		f := newFake(t)
-		fs := f.client(1, Config{DirtyBytes: 3 << 20, ReadBytes: 8 << 20})
+		f := fake.New(t)
+		fs := client(t, f, 1, Config{DirtyBytes: 3 << 20, ReadBytes: 8 << 20})
 		h := create(t, fs, "f")
 		r := rand.New(rand.NewPCG(seed, 2))
 		const maxSize = 2*wire.RegionBytes + 123456
@@ -146,11 +170,11 @@ func TestModel(t *testing.T) {
 				}
 			case 7:
 				fsync(t, fs, h)
-				if !bytes.Equal(f.content(h.Ino()), want) {
+				if !bytes.Equal(f.Content(h.Ino()), want) {
 					t.Fatalf("seed %d step %d: the cluster has something else", seed, step)
 				}
 			case 8:
-				f.rewrite()
+				f.Rewrite()
 			default:
 				got := read(t, fs, h, off, n, []uint32{0, openDirect}[r.IntN(2)])
 				var exp []byte
@@ -166,18 +190,18 @@ func TestModel(t *testing.T) {
 			}
 		}
 		fsync(t, fs, h)
-		if !bytes.Equal(f.content(h.Ino()), want) {
+		if !bytes.Equal(f.Content(h.Ino()), want) {
 			t.Fatalf("seed %d: the cluster has something else at the end", seed)
 		}
 		fs.Release(context.Background(), h, 0, false)
-		eventually(t, "memory is free", func() bool { return fs.Dirty() == 0 && f.arena.Used() == 0 })
+		eventually(t, "memory is free", func() bool { return fs.Dirty() == 0 && f.Arena.Used() == 0 })
 	}
 }
 
 // Claim: clients that write and read one file by turns, each through its own caches, see each other's changes at once.
 func TestTwoClients(t *testing.T) {
-	f := newFake(t)
-	a, b := f.client(1, Config{}), f.client(2, Config{})
+	f := fake.New(t)
+	a, b := client(t, f, 1, Config{}), client(t, f, 2, Config{})
 	ha := create(t, a, "f")
 	hb := open(t, b, "f", rdwr)
 	var want []byte
@@ -200,15 +224,15 @@ func TestTwoClients(t *testing.T) {
 
 // Claim: appends of several clients at the same time are neither lost nor mixed.
 func TestAppendRace(t *testing.T) {
-	f := newFake(t)
+	f := fake.New(t)
 	const clients, rounds, size = 3, 30, 100
-	first := f.client(1, Config{})
+	first := client(t, f, 1, Config{})
 	h := create(t, first, "f")
 	var wg sync.WaitGroup
 	for c := range clients {
 		fs := first
 		if c > 0 {
-			fs = f.client(wire.SessionID(c+1), Config{})
+			fs = client(t, f, wire.SessionID(c+1), Config{})
 		}
 		hc := open(t, fs, "f", rdwr)
 		wg.Go(func() {
@@ -231,18 +255,18 @@ func TestAppendRace(t *testing.T) {
 
 // Claim: what a lease allows to cache costs no request, and is not used any more after the recall.
 func TestCachedUnderLease(t *testing.T) {
-	f := newFake(t)
-	a, b := f.client(1, Config{}), f.client(2, Config{})
+	f := fake.New(t)
+	a, b := client(t, f, 1, Config{}), client(t, f, 2, Config{})
 	h := create(t, a, "f")
 	write(t, a, h, 0, random(50000), 0)
 	fsync(t, a, h)
 	read(t, a, h, 0, 50000, 0)
-	before := f.count(wire.MGetAttr) + f.count(wire.MExtents)
+	before := f.Count(wire.MGetAttr) + f.Count(wire.MExtents)
 	for range 10 {
 		stat(t, a, h.Ino())
 		read(t, a, h, 100, 5000, openDirect)
 	}
-	if n := f.count(wire.MGetAttr) + f.count(wire.MExtents) - before; n > 0 {
+	if n := f.Count(wire.MGetAttr) + f.Count(wire.MExtents) - before; n > 0 {
 		t.Errorf("%d requests though all was cached", n)
 	}
 	if _, err := b.SetAttr(context.Background(), h.Ino(), SetAttr{Valid: wire.SetMode, Mode: 0o600}); err != nil {
@@ -255,15 +279,15 @@ func TestCachedUnderLease(t *testing.T) {
 
 // Claim: a grant whose answer is overtaken by its recall is void: nothing is cached under it.
 func TestLateGrant(t *testing.T) {
-	f := newFake(t)
-	a, b := f.client(1, Config{}), f.client(2, Config{})
+	f := fake.New(t)
+	a, b := client(t, f, 1, Config{}), client(t, f, 2, Config{})
 	h := create(t, b, "f")
 	write(t, b, h, 0, []byte("old"), 0)
 	fsync(t, b, h)
 	ino := h.Ino()
 	var once sync.Once
-	f.mu.Lock()
-	f.after = func(s wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
+	f.Mu.Lock()
+	f.After = func(s wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
 		if s == 1 && m == wire.MGetAttr {
 			once.Do(func() { // a's answer is on its way: b takes the write lease and changes the size
 				write(t, b, h, 0, []byte("newer"), 0)
@@ -272,7 +296,7 @@ func TestLateGrant(t *testing.T) {
 		}
 		return nil
 	}
-	f.mu.Unlock()
+	f.Mu.Unlock()
 	if got := stat(t, a, ino).Size; got != 3 {
 		t.Errorf("the answer itself says %d", got)
 	}
@@ -283,8 +307,8 @@ func TestLateGrant(t *testing.T) {
 
 // Claim: close and unlink of a file whose attributes are cached show in the next stat.
 func TestLinkCounts(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	ctx := context.Background()
 	h := create(t, fs, "a")
 	if _, err := fs.Link(ctx, h.Ino(), fs.Root(), "b"); err != nil {
@@ -311,8 +335,8 @@ func TestLinkCounts(t *testing.T) {
 
 // Claim: an unlinked file can be used until its last close; then its owner is told.
 func TestUnlinkedOpen(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	ctx := context.Background()
 	h := create(t, fs, "f")
 	write(t, fs, h, 0, random(10000), 0)
@@ -327,25 +351,25 @@ func TestUnlinkedOpen(t *testing.T) {
 	ino := h.Ino()
 	fs.Release(ctx, h, 0, false)
 	eventually(t, "the inode is deleted", func() bool {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return f.inodes[ino] == nil
+		f.Mu.Lock()
+		defer f.Mu.Unlock()
+		return f.Inodes[ino] == nil
 	})
 }
 
 // Claim: whole stripes leave by themselves, in whole stripes, before anybody asks.
 func TestStripesLeave(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	h := create(t, fs, "f")
-	const stripe = fakeK * wire.StripBytes
+	const stripe = fake.K * wire.StripBytes
 	for off := range uint64(40) { // 40 * 64 KiB = 10 stripes
 		write(t, fs, h, off*65536, random(65536), 0)
 	}
 	eventually(t, "all stripes are there", func() bool { return fs.Dirty() == 0 })
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, w := range f.writes {
+	f.Mu.Lock()
+	defer f.Mu.Unlock()
+	for _, w := range f.Writes {
 		for _, file := range w.Files {
 			for _, r := range file.Runs {
 				if r.Off%stripe != 0 || r.Len%stripe != 0 || file.Publish {
@@ -358,27 +382,27 @@ func TestStripesLeave(t *testing.T) {
 
 // Claim: the size is never published before the data below it is committed.
 func TestSizeAfterData(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	h := create(t, fs, "f")
 	var bad atomic.Int32
-	f.mu.Lock()
-	f.after = func(_ wire.SessionID, _ wire.BucketID, m wire.Method, req wire.Message) error {
+	f.Mu.Lock()
+	f.After = func(_ wire.SessionID, _ wire.BucketID, m wire.Method, req wire.Message) error {
 		if m != wire.MPublish && m != wire.MWrite {
 			return nil
 		}
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		in := f.inodes[h.in.ino]
-		for b := uint64(0); b*wire.BlockSize < in.attr.Size; b++ {
-			if _, ok := in.blocks[b]; !ok {
+		f.Mu.Lock()
+		defer f.Mu.Unlock()
+		in := f.Inodes[h.in.ino]
+		for b := uint64(0); b*wire.BlockSize < in.Attr.Size; b++ {
+			if _, ok := in.Blocks[b]; !ok {
 				bad.Add(1)
 				break
 			}
 		}
 		return nil
 	}
-	f.mu.Unlock()
+	f.Mu.Unlock()
 	for off := uint64(0); off < 3*wire.RegionBytes; off += 300000 {
 		write(t, fs, h, off, random(300000), 0)
 		if rand.IntN(3) == 0 {
@@ -393,11 +417,11 @@ func TestSizeAfterData(t *testing.T) {
 
 // Claim: dirty memory never passes its bound, and writers wait instead.
 func TestDirtyBound(t *testing.T) {
-	f := newFake(t)
+	f := fake.New(t)
 	const bound = 8 << 20
-	fs := f.client(1, Config{DirtyBytes: bound})
+	fs := client(t, f, 1, Config{DirtyBytes: bound})
 	var most atomic.Int64
-	f.setHook(func(_ wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
+	f.SetHook(func(_ wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
 		if m == wire.MWrite {
 			most.Store(max(most.Load(), fs.Dirty()))
 			time.Sleep(time.Millisecond)
@@ -421,16 +445,16 @@ func TestDirtyBound(t *testing.T) {
 
 // Claim: small files of one bucket go together; a batch that is refused is taken apart, and only the file at fault has an error.
 func TestGroupRefused(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	var poison atomic.Uint64
 	var grouped atomic.Int32
-	f.setHook(func(_ wire.SessionID, _ wire.BucketID, m wire.Method, req wire.Message) error {
+	f.SetHook(func(_ wire.SessionID, _ wire.BucketID, m wire.Method, req wire.Message) error {
 		if q, ok := req.(*wire.WriteReq); ok {
 			grouped.Store(max(grouped.Load(), int32(len(q.Files))))
 			for _, w := range q.Files {
 				if uint64(w.Ino) == poison.Load() {
-					return fakeErr(wire.KindIO)
+					return fake.Err(wire.KindIO)
 				}
 			}
 		}
@@ -472,11 +496,11 @@ func TestGroupRefused(t *testing.T) {
 
 // Claim: write tells that the cluster is full before data is lost, and what was taken before is not.
 func TestNoSpace(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
-	f.mu.Lock()
-	f.free = 4 << 20
-	f.mu.Unlock()
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
+	f.Mu.Lock()
+	f.Free = 4 << 20
+	f.Mu.Unlock()
 	h := create(t, fs, "f")
 	ctx := context.Background()
 	var taken []byte
@@ -495,21 +519,21 @@ func TestNoSpace(t *testing.T) {
 		t.Errorf("%d bytes taken, then %v", len(taken), err)
 	}
 	fsync(t, fs, h)
-	if !bytes.Equal(f.content(h.Ino()), taken) {
+	if !bytes.Equal(f.Content(h.Ino()), taken) {
 		t.Error("what was taken is not there")
 	}
 }
 
 // Claim: a buffered write that fails later is told to each opener once, at fsync or close.
 func TestErrorOnce(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	ctx := context.Background()
 	h := create(t, fs, "f")
 	other := open(t, fs, "f", rdwr)
-	f.setHook(func(_ wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
+	f.SetHook(func(_ wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
 		if m == wire.MWrite {
-			return fakeErr(wire.KindIO)
+			return fake.Err(wire.KindIO)
 		}
 		return nil
 	})
@@ -517,7 +541,7 @@ func TestErrorOnce(t *testing.T) {
 	if err := fs.Fsync(ctx, h); !errors.Is(err, wire.KindIO) {
 		t.Errorf("fsync: %v", err)
 	}
-	f.setHook(nil)
+	f.SetHook(nil)
 	fsync(t, fs, h)
 	if err := fs.Flush(ctx, other, 0); !errors.Is(err, wire.KindIO) {
 		t.Errorf("the other opener: %v", err)
@@ -529,17 +553,17 @@ func TestErrorOnce(t *testing.T) {
 
 // Claim: a mutation whose answer is lost is not done twice.
 func TestExactlyOnce(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	var lose atomic.Bool
-	f.mu.Lock()
-	f.after = func(_ wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
+	f.Mu.Lock()
+	f.After = func(_ wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
 		if lose.Swap(false) {
-			return fakeErr(wire.KindConnLost)
+			return fake.Err(wire.KindConnLost)
 		}
 		return nil
 	}
-	f.mu.Unlock()
+	f.Mu.Unlock()
 	lose.Store(true)
 	h := create(t, fs, "f")
 	lose.Store(true)
@@ -557,33 +581,33 @@ func TestExactlyOnce(t *testing.T) {
 
 // Claim: a new owner of a bucket is told of leases, open files and locks, and every owner gets a claim, also an empty one.
 func TestNewOwner(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	h := create(t, fs, "f")
 	write(t, fs, h, 0, []byte("dirty"), 0)
 	if err := fs.SetLock(context.Background(), h.Ino(), locks.Held{Owner: 9, Start: 3, End: 5, Type: wire.LockWrite}, false); err != nil {
 		t.Fatal(err)
 	}
-	f.mu.Lock()
-	for i := range f.m.Owners {
-		f.m.Owners[i].Epoch = 2
+	f.Mu.Lock()
+	for i := range f.Map.Owners {
+		f.Map.Owners[i].Epoch = 2
 	}
-	f.m.Generation++
-	m := f.m
-	for _, in := range f.inodes { // the new owner knows of no lease
-		clear(in.leases)
+	f.Map.Generation++
+	m := f.Map
+	for _, in := range f.Inodes { // the new owner knows of no lease
+		clear(in.Leases)
 	}
-	f.mu.Unlock()
+	f.Mu.Unlock()
 	fs.OnMap(&m)
 	eventually(t, "claims are there", func() bool {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return len(f.claims) == fakeBuckets
+		f.Mu.Lock()
+		defer f.Mu.Unlock()
+		return len(f.Claims) == fake.Buckets
 	})
 	var leases, opens, held int
 	seen := map[wire.BucketID]bool{}
-	f.mu.Lock()
-	for _, c := range f.claims {
+	f.Mu.Lock()
+	for _, c := range f.Claims {
 		seen[c.Bucket] = true
 		opens += len(c.Opens)
 		held += len(c.Locks)
@@ -593,41 +617,41 @@ func TestNewOwner(t *testing.T) {
 			}
 		}
 	}
-	f.mu.Unlock()
-	if len(seen) != fakeBuckets || leases != 1 || opens != 1 || held != 1 {
+	f.Mu.Unlock()
+	if len(seen) != fake.Buckets || leases != 1 || opens != 1 || held != 1 {
 		t.Errorf("%d buckets, %d leases, %d opens, %d locks", len(seen), leases, opens, held)
 	}
 	fsync(t, fs, h)
-	if got := f.content(h.Ino()); string(got) != "dirty" {
+	if got := f.Content(h.Ino()); string(got) != "dirty" {
 		t.Errorf("after the move the cluster has %q", got)
 	}
 }
 
 // Claim: data whose lease a new owner does not know is not lost: the lease is taken again.
 func TestLeaseLost(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	h := create(t, fs, "f")
 	write(t, fs, h, 0, []byte("kept"), 0)
-	f.mu.Lock()
-	clear(f.inodes[h.Ino()].leases)
-	f.mu.Unlock()
+	f.Mu.Lock()
+	clear(f.Inodes[h.Ino()].Leases)
+	f.Mu.Unlock()
 	fsync(t, fs, h)
-	if got := f.content(h.Ino()); string(got) != "kept" {
+	if got := f.Content(h.Ino()); string(got) != "kept" {
 		t.Errorf("the cluster has %q", got)
 	}
 }
 
 // Claim: when the session may be dead nothing cached is used, and it is again after a heartbeat.
 func TestSessionExpires(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	h := create(t, fs, "f")
 	stat(t, fs, h.Ino())
 	fs.Renew(time.Now().Add(-time.Second))
-	before := f.count(wire.MGetAttr)
+	before := f.Count(wire.MGetAttr)
 	stat(t, fs, h.Ino())
-	if f.count(wire.MGetAttr) == before {
+	if f.Count(wire.MGetAttr) == before {
 		t.Error("attributes from the cache of a dead session")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
@@ -641,28 +665,28 @@ func TestSessionExpires(t *testing.T) {
 
 // Claim: a read waits while drives are away, and believes that data is broken only when the cluster says the same place again.
 func TestReadWaits(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	h := create(t, fs, "f")
 	p := random(20000)
 	write(t, fs, h, 0, p, 0)
 	fsync(t, fs, h)
 	var away atomic.Int32
 	away.Store(5)
-	f.mu.Lock()
-	f.readHook = func([]strip.Want) error {
+	f.Mu.Lock()
+	f.ReadHook = func([]strip.Want) error {
 		if away.Add(-1) >= 0 {
-			return fakeErr(wire.KindUnavailable)
+			return fake.Err(wire.KindUnavailable)
 		}
 		return nil
 	}
-	f.mu.Unlock()
+	f.Mu.Unlock()
 	if got := read(t, fs, h, 0, 20000, openDirect); !bytes.Equal(got, p) {
 		t.Error("other bytes")
 	}
-	f.mu.Lock()
-	f.readHook = func([]strip.Want) error { return fakeErr(wire.KindCorrupt) }
-	f.mu.Unlock()
+	f.Mu.Lock()
+	f.ReadHook = func([]strip.Want) error { return fake.Err(wire.KindCorrupt) }
+	f.Mu.Unlock()
 	if _, err := fs.Read(context.Background(), h, 0, 4096, openDirect, false); !errors.Is(err, wire.KindIO) {
 		t.Errorf("read of broken data: %v", err)
 	}
@@ -670,8 +694,8 @@ func TestReadWaits(t *testing.T) {
 
 // Claim: a lock that is waited for is granted when it becomes free; an interrupted wait leaves nothing behind.
 func TestLockWait(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	ino := create(t, fs, "f").Ino()
 	ctx := context.Background()
 	all := func(owner uint64, typ uint8) locks.Held { return locks.Held{Owner: owner, End: lastByte, Type: typ} }
@@ -696,17 +720,17 @@ func TestLockWait(t *testing.T) {
 		t.Errorf("wait: %v", err)
 	}
 	eventually(t, "only the granted lock is held", func() bool {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		l := f.inodes[ino].locks
+		f.Mu.Lock()
+		defer f.Mu.Unlock()
+		l := f.Inodes[ino].Locks
 		return len(l) == 1 && l[0].Owner == 3
 	})
 }
 
 // Claim: a listing gives every name once, in order of cookies, from any cookie on, and attributes of inodes in other buckets.
 func TestReadDir(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	ctx := context.Background()
 	want := map[string]bool{".": true, "..": true}
 	for i := range 50 {
@@ -755,20 +779,20 @@ func TestReadDir(t *testing.T) {
 
 // Claim: more inodes than the bound are given back to their owners, and can be used again.
 func TestEvict(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	for i := range maxIdleInodes + 1000 {
-		f.mu.Lock()
-		in := f.newInode(wire.MakeIno(wire.BucketID(i%fakeBuckets), uint64(1<<20+i)), modeFile)
-		f.mu.Unlock()
-		stat(t, fs, in.attr.Ino)
+		f.Mu.Lock()
+		in := f.NewInode(wire.MakeIno(wire.BucketID(i%fake.Buckets), uint64(1<<20+i)), modeFile)
+		f.Mu.Unlock()
+		stat(t, fs, in.Attr.Ino)
 	}
 	eventually(t, "inodes are forgotten", func() bool {
 		fs.table.mu.Lock()
 		defer fs.table.mu.Unlock()
 		return len(fs.table.m) <= maxIdleInodes
 	})
-	if f.count(wire.MLeaseDrop) == 0 {
+	if f.Count(wire.MLeaseDrop) == 0 {
 		t.Error("no lease was given back")
 	}
 	stat(t, fs, wire.MakeIno(0, 1<<20))
@@ -776,16 +800,16 @@ func TestEvict(t *testing.T) {
 
 // Claim: readahead makes a sequential reader of small pieces cost few requests, and never shows old data.
 func TestReadahead(t *testing.T) {
-	f := newFake(t)
-	fs := f.client(1, Config{})
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
 	h := create(t, fs, "f")
 	p := random(3 << 20)
 	write(t, fs, h, 0, p, 0)
 	fsync(t, fs, h)
 	var reads atomic.Int32
-	f.mu.Lock()
-	f.readHook = func([]strip.Want) error { reads.Add(1); return nil }
-	f.mu.Unlock()
+	f.Mu.Lock()
+	f.ReadHook = func([]strip.Want) error { reads.Add(1); return nil }
+	f.Mu.Unlock()
 	for off := 0; off < len(p); off += 10000 {
 		got := read(t, fs, h, uint64(off), 10000, 0)
 		if !bytes.Equal(got, p[off:min(off+10000, len(p))]) {
@@ -801,5 +825,5 @@ func TestReadahead(t *testing.T) {
 		t.Errorf("%d reads of drives for 315 reads", n)
 	}
 	fs.Release(context.Background(), h, 0, false)
-	eventually(t, "memory is free", func() bool { return f.arena.Used() == 0 })
+	eventually(t, "memory is free", func() bool { return f.Arena.Used() == 0 })
 }

@@ -4,6 +4,7 @@ package fusefs
 
 import (
 	"context"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -18,6 +19,7 @@ type FS struct {
 	fuse.RawFileSystem // what is not here answers ENOSYS
 	core               *core.FS
 	dirs               dirTable
+	server             atomic.Pointer[fuse.Server] // once mounted
 }
 
 // New makes an FS.

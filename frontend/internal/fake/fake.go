@@ -1,4 +1,5 @@
-package core
+// Package fake is computes and drives in memory, for the tests of the frontend.
+package fake
 
 import (
 	"context"
@@ -8,136 +9,137 @@ import (
 	"time"
 
 	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/rpc"
 	"github.com/crakefs/crake/wire/strip"
 )
 
+// The shape of the cluster.
 const (
-	fakeK, fakeM  = 2, 1
-	fakeBuckets   = 4
-	fakeFreeBytes = 1 << 40
+	K, M      = 2, 1
+	Buckets   = 4
+	FreeBytes = 1 << 40
 )
 
-// fake is computes and drives in memory, with the semantics that a frontend relies on: leases with recalls, extents, immutable strips,
-// exactly once, sizes published apart from data. Requests and answers go through their encodings.
-type fake struct {
-	t     testing.TB
-	arena *wire.Arena
-
-	mu       sync.Mutex
-	m        wire.ClusterMap
-	inodes   map[wire.Ino]*fakeInode
-	strips   map[uint64][]byte
-	next     uint64
-	replies  map[wire.OpID]fakeReply // Acked zeroed
-	clients  map[wire.SessionID]*FS
-	changed  chan struct{} // closed at changes of leases
-	free     uint64
-	claims   []*wire.ReclaimReq
-	counts   map[wire.Method]int
-	writes   []wire.WriteReq
-	released []wire.Ino
-
-	// hook is called before a request is served, without mu; an error is the answer, and nothing is done. after is called when
-	// it has been; its error replaces the answer.
-	hook, after func(s wire.SessionID, b wire.BucketID, m wire.Method, req wire.Message) error
-	readHook    func(w []strip.Want) error
+// Recaller is a session's side of recalls: a core.FS.
+type Recaller interface {
+	Recall(ctx context.Context, req *wire.RecallReq) error
 }
 
-type fakeReply struct {
+// Hook sees a request; an error is the answer.
+type Hook func(s wire.SessionID, b wire.BucketID, m wire.Method, req wire.Message) error
+
+// Cluster is computes and drives in memory, with the semantics that a frontend relies on: leases with recalls, extents, immutable
+// strips, exactly once, sizes published apart from data. Requests and answers go through their encodings.
+type Cluster struct {
+	t     testing.TB
+	Arena *wire.Arena
+
+	Mu       sync.Mutex // guards what follows
+	Map      wire.ClusterMap
+	Inodes   map[wire.Ino]*Inode
+	Free     uint64
+	Claims   []*wire.ReclaimReq
+	Writes   []wire.WriteReq
+	Before   Hook // called before a request is served, without Mu; on an error nothing is done
+	After    Hook // called when it has been; its error replaces the answer
+	ReadHook func(w []strip.Want) error
+
+	strips  map[uint64][]byte
+	next    uint64
+	replies map[wire.OpID]reply // Acked zeroed
+	clients map[wire.SessionID]Recaller
+	changed chan struct{} // closed at changes of leases
+	counts  map[wire.Method]int
+}
+
+type reply struct {
 	resp wire.Message
 	err  error
 }
 
-type fakeInode struct {
-	attr   wire.Attr
+// Inode is one of the cluster's.
+type Inode struct {
+	Attr   wire.Attr
+	Leases map[wire.SessionID]wire.LeaseMode
+	Locks  []wire.LockReq
+	Blocks map[uint64]block
+
 	names  map[string]wire.Ino
 	xattrs map[string][]byte
 	target string
-	blocks map[uint64]fakeBlock
 	marked map[uint64]bool // regions
-	leases map[wire.SessionID]wire.LeaseMode
 	seq    uint64
 	recall bool // one is under way
 	opens  map[wire.SessionID]bool
-	locks  []wire.LockReq
 }
 
-type fakeBlock struct {
+type block struct {
 	strip uint64
 	index int
 	sum   uint64
 	bytes uint64 // that count
 }
 
-func newFake(t testing.TB) *fake {
+// New makes a cluster with an empty root directory.
+func New(t testing.TB) *Cluster {
 	arena, err := wire.NewArena(256 << 20)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fake{t: t, arena: arena, inodes: map[wire.Ino]*fakeInode{}, strips: map[uint64][]byte{}, next: wire.FirstInoSeq,
-		replies: map[wire.OpID]fakeReply{}, clients: map[wire.SessionID]*FS{}, changed: make(chan struct{}), free: fakeFreeBytes,
+	f := &Cluster{t: t, Arena: arena, Inodes: map[wire.Ino]*Inode{}, strips: map[uint64][]byte{}, next: wire.FirstInoSeq,
+		replies: map[wire.OpID]reply{}, clients: map[wire.SessionID]Recaller{}, changed: make(chan struct{}), Free: FreeBytes,
 		counts: map[wire.Method]int{}}
-	f.m = wire.ClusterMap{Generation: 1, K: fakeK, M: fakeM, Buckets: fakeBuckets, LeaseMs: 3000}
-	for range fakeBuckets {
-		f.m.Owners = append(f.m.Owners, wire.BucketOwner{Proc: 1, Epoch: 1})
+	f.Map = wire.ClusterMap{Generation: 1, K: K, M: M, Buckets: Buckets, LeaseMs: 3000}
+	for range Buckets {
+		f.Map.Owners = append(f.Map.Owners, wire.BucketOwner{Proc: 1, Epoch: 1})
 	}
-	root := f.newInode(f.root(), modeDir|0o755)
-	root.attr.Nlink = 2
+	root := f.NewInode(f.Root(), unix.S_IFDIR|0o755)
+	root.Attr.Nlink = 2
 	return f
 }
 
-func (f *fake) root() wire.Ino { return wire.RootIno(1, fakeBuckets) }
+// Root gives the inode of the root directory.
+func (f *Cluster) Root() wire.Ino { return wire.RootIno(1, Buckets) }
 
-func (f *fake) newInode(ino wire.Ino, mode uint32) *fakeInode {
+// NewInode makes an inode. Mu is held.
+func (f *Cluster) NewInode(ino wire.Ino, mode uint32) *Inode {
 	now := time.Now().UnixNano()
-	in := &fakeInode{attr: wire.Attr{Ino: ino, Mode: mode, Nlink: 1, Atime: now, Mtime: now, Ctime: now, Btime: now, Version: 1},
-		names: map[string]wire.Ino{}, xattrs: map[string][]byte{}, blocks: map[uint64]fakeBlock{}, marked: map[uint64]bool{},
-		leases: map[wire.SessionID]wire.LeaseMode{}, opens: map[wire.SessionID]bool{}}
-	f.inodes[ino] = in
+	in := &Inode{Attr: wire.Attr{Ino: ino, Mode: mode, Nlink: 1, Atime: now, Mtime: now, Ctime: now, Btime: now, Version: 1},
+		names: map[string]wire.Ino{}, xattrs: map[string][]byte{}, Blocks: map[uint64]block{}, marked: map[uint64]bool{},
+		Leases: map[wire.SessionID]wire.LeaseMode{}, opens: map[wire.SessionID]bool{}}
+	f.Inodes[ino] = in
 	return in
 }
 
-// client makes an FS of the cluster and runs it.
-func (f *fake) client(session wire.SessionID, c Config) *FS {
-	c.Session, c.FS = session, wire.FSInfo{ID: 1, Root: f.root(), Name: "test"}
-	c.Cluster, c.Blocks, c.Arena = fakeConn{f, session}, f, f.arena
-	fs, err := New(c)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	f.mu.Lock()
-	f.clients[session] = fs
-	f.mu.Unlock()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = fs.Run(ctx)
-	}()
-	f.t.Cleanup(func() {
-		cancel()
-		<-done
-	})
-	return fs
+// Conn gives the way of a session to the cluster. Attach its client before it asks for leases.
+func (f *Cluster) Conn(session wire.SessionID) Conn { return Conn{f, session} }
+
+// Attach tells who answers recalls of a session.
+func (f *Cluster) Attach(session wire.SessionID, r Recaller) {
+	f.Mu.Lock()
+	defer f.Mu.Unlock()
+	f.clients[session] = r
 }
 
-type fakeConn struct {
-	f *fake
+// Conn is a core.Cluster: what a session sees.
+type Conn struct {
+	f *Cluster
 	s wire.SessionID
 }
 
-func (c fakeConn) Map() *wire.ClusterMap {
-	c.f.mu.Lock()
-	defer c.f.mu.Unlock()
-	m := c.f.m
+// Map gives the cluster map.
+func (c Conn) Map() *wire.ClusterMap {
+	c.f.Mu.Lock()
+	defer c.f.Mu.Unlock()
+	m := c.f.Map
 	return &m
 }
 
 // Bucket serves a request, as route.Router does: again until ctx ends or the error is final.
-func (c fakeConn) Bucket(ctx context.Context, b wire.BucketID, call *rpc.Call) error {
+func (c Conn) Bucket(ctx context.Context, b wire.BucketID, call *rpc.Call) error {
 	for {
 		err := c.once(ctx, b, call)
 		if !wire.KindOf(err).Retryable() {
@@ -151,12 +153,12 @@ func (c fakeConn) Bucket(ctx context.Context, b wire.BucketID, call *rpc.Call) e
 	}
 }
 
-func (c fakeConn) once(ctx context.Context, b wire.BucketID, call *rpc.Call) error {
+func (c Conn) once(ctx context.Context, b wire.BucketID, call *rpc.Call) error {
 	f := c.f
-	f.mu.Lock()
-	hook, after := f.hook, f.after
+	f.Mu.Lock()
+	hook, after := f.Before, f.After
 	f.counts[call.Method]++
-	f.mu.Unlock()
+	f.Mu.Unlock()
 	if hook != nil {
 		if err := hook(c.s, b, call.Method, call.Req); err != nil {
 			return err
@@ -175,25 +177,26 @@ func (c fakeConn) once(ctx context.Context, b wire.BucketID, call *rpc.Call) err
 }
 
 // exactly does a mutation once.
-func (f *fake) exactly(op wire.OpID, do func() (wire.Message, error)) (wire.Message, error) {
+func (f *Cluster) exactly(op wire.OpID, do func() (wire.Message, error)) (wire.Message, error) {
 	op.Acked = 0
 	if r, ok := f.replies[op]; ok {
 		return r.resp, r.err
 	}
 	resp, err := do()
 	if !wire.KindOf(err).Retryable() {
-		f.replies[op] = fakeReply{resp, err}
+		f.replies[op] = reply{resp, err}
 	}
 	return resp, err
 }
 
-func fakeErr(k wire.Kind) error { return wire.E("fake", k, "", nil) }
+// Err makes an error of a kind.
+func Err(k wire.Kind) error { return wire.E("fake", k, "", nil) }
 
 // wait waits for a change of leases. mu is held.
-func (f *fake) wait(ctx context.Context) error {
+func (f *Cluster) wait(ctx context.Context) error {
 	ch := f.changed
-	f.mu.Unlock()
-	defer f.mu.Lock()
+	f.Mu.Unlock()
+	defer f.Mu.Lock()
 	select {
 	case <-ch:
 		return nil
@@ -202,16 +205,16 @@ func (f *fake) wait(ctx context.Context) error {
 	}
 }
 
-func (f *fake) wake() {
+func (f *Cluster) wake() {
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
 
 // claim makes other sessions have at most mode on an inode. mu is held, and released while it waits.
-func (f *fake) claim(ctx context.Context, s wire.SessionID, in *fakeInode, mode wire.LeaseMode) error {
+func (f *Cluster) claim(ctx context.Context, s wire.SessionID, in *Inode, mode wire.LeaseMode) error {
 	for {
 		busy := false
-		for other, have := range in.leases {
+		for other, have := range in.Leases {
 			if other == s || have <= mode {
 				continue
 			}
@@ -221,15 +224,15 @@ func (f *fake) claim(ctx context.Context, s wire.SessionID, in *fakeInode, mode 
 			}
 			in.recall = true
 			in.seq++
-			req := &wire.RecallReq{Session: other, Ino: in.attr.Ino, To: mode, Seq: in.seq}
+			req := &wire.RecallReq{Session: other, Ino: in.Attr.Ino, To: mode, Seq: in.seq}
 			fs := f.clients[other]
 			go func() {
 				err := fs.Recall(context.Background(), req)
-				f.mu.Lock()
-				defer f.mu.Unlock()
+				f.Mu.Lock()
+				defer f.Mu.Unlock()
 				in.recall = false
 				if err == nil {
-					in.leases[other] = min(in.leases[other], mode)
+					in.Leases[other] = min(in.Leases[other], mode)
 				}
 				f.wake()
 			}()
@@ -244,30 +247,30 @@ func (f *fake) claim(ctx context.Context, s wire.SessionID, in *fakeInode, mode 
 }
 
 // grant gives a lease if nobody is in the way. mu is held.
-func (f *fake) grant(s wire.SessionID, in *fakeInode, want wire.LeaseMode) wire.Lease {
+func (f *Cluster) grant(s wire.SessionID, in *Inode, want wire.LeaseMode) wire.Lease {
 	if want == wire.LeaseNone || in.recall {
 		return wire.Lease{}
 	}
-	for other, have := range in.leases {
+	for other, have := range in.Leases {
 		if other != s && (have == wire.LeaseWrite || want == wire.LeaseWrite && have > wire.LeaseNone) {
 			return wire.Lease{}
 		}
 	}
 	in.seq++
-	in.leases[s] = max(in.leases[s], want)
-	return wire.Lease{Mode: in.leases[s], Seq: in.seq}
+	in.Leases[s] = max(in.Leases[s], want)
+	return wire.Lease{Mode: in.Leases[s], Seq: in.seq}
 }
 
-func (f *fake) get(ino wire.Ino) (*fakeInode, error) {
-	in := f.inodes[ino]
+func (f *Cluster) get(ino wire.Ino) (*Inode, error) {
+	in := f.Inodes[ino]
 	if in == nil {
-		return nil, fakeErr(wire.KindStale)
+		return nil, Err(wire.KindStale)
 	}
 	return in, nil
 }
 
 // attrFor gives attributes after recalling writers (or, for a write lease, everybody).
-func (f *fake) attrFor(ctx context.Context, s wire.SessionID, ino wire.Ino, want wire.LeaseMode) (*fakeInode, wire.Lease, error) {
+func (f *Cluster) attrFor(ctx context.Context, s wire.SessionID, ino wire.Ino, want wire.LeaseMode) (*Inode, wire.Lease, error) {
 	in, err := f.get(ino)
 	if err != nil {
 		return nil, wire.Lease{}, err
@@ -282,15 +285,15 @@ func (f *fake) attrFor(ctx context.Context, s wire.SessionID, ino wire.Ino, want
 	return in, f.grant(s, in, want), nil
 }
 
-func (in *fakeInode) changed() {
-	in.attr.Version++
-	in.attr.Ctime = time.Now().UnixNano()
-	in.attr.Blocks = uint64(len(in.blocks)) * 8
+func (in *Inode) touch() {
+	in.Attr.Version++
+	in.Attr.Ctime = time.Now().UnixNano()
+	in.Attr.Blocks = uint64(len(in.Blocks)) * 8
 }
 
-func (f *fake) serve(ctx context.Context, s wire.SessionID, b wire.BucketID, call *rpc.Call) (wire.Message, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+func (f *Cluster) serve(ctx context.Context, s wire.SessionID, b wire.BucketID, call *rpc.Call) (wire.Message, error) {
+	f.Mu.Lock()
+	defer f.Mu.Unlock()
 	switch q := call.Req.(type) {
 	case *wire.LookupReq:
 		dir, err := f.get(q.Parent)
@@ -299,12 +302,12 @@ func (f *fake) serve(ctx context.Context, s wire.SessionID, b wire.BucketID, cal
 		}
 		ino, ok := dir.names[q.Name]
 		if !ok {
-			return nil, fakeErr(wire.KindNotFound)
+			return nil, Err(wire.KindNotFound)
 		}
-		in := f.inodes[ino]
-		resp := &wire.EntryResp{Ino: ino, Type: in.attr.Mode & modeType}
+		in := f.Inodes[ino]
+		resp := &wire.EntryResp{Ino: ino, Type: in.Attr.Mode & unix.S_IFMT}
 		if ino.Bucket() == q.Parent.Bucket() {
-			resp.HasAttr, resp.Attr, resp.Lease = true, in.attr, f.grant(s, in, q.Want)
+			resp.HasAttr, resp.Attr, resp.Lease = true, in.Attr, f.grant(s, in, q.Want)
 		}
 		return resp, nil
 	case *wire.GetAttrReq:
@@ -312,14 +315,14 @@ func (f *fake) serve(ctx context.Context, s wire.SessionID, b wire.BucketID, cal
 		if err != nil {
 			return nil, err
 		}
-		return &wire.AttrResp{Attr: in.attr, Lease: l}, nil
+		return &wire.AttrResp{Attr: in.Attr, Lease: l}, nil
 	case *wire.OpenReq:
 		in, l, err := f.attrFor(ctx, s, q.Ino, q.Want)
 		if err != nil {
 			return nil, err
 		}
 		in.opens[s] = true
-		resp := &wire.OpenResp{Attr: in.attr, Lease: l}
+		resp := &wire.OpenResp{Attr: in.Attr, Lease: l}
 		if q.Extents {
 			resp.Extents = *f.extents(in, 0)
 		}
@@ -336,44 +339,49 @@ func (f *fake) serve(ctx context.Context, s wire.SessionID, b wire.BucketID, cal
 	case *wire.WriteReq:
 		return f.exactly(q.Op, func() (wire.Message, error) { return f.write(s, b, q, call.Data) })
 	case *wire.ReclaimReq:
-		f.claims = append(f.claims, q)
+		f.Claims = append(f.Claims, q)
 		for _, l := range q.Leases {
-			f.inodes[l.Ino].leases[s] = l.Mode
+			f.Inodes[l.Ino].Leases[s] = l.Mode
 		}
 		return &wire.ReclaimResp{}, nil
 	case *wire.ReleaseReq:
 		for _, ino := range q.Inos {
-			if in := f.inodes[ino]; in != nil {
+			if in := f.Inodes[ino]; in != nil {
 				delete(in.opens, s)
 				f.reap(in)
 			}
-			f.released = append(f.released, ino)
 		}
 		return &wire.Empty{}, nil
 	case *wire.LeaseDropReq:
 		for _, ino := range q.Inos {
-			if in := f.inodes[ino]; in != nil {
-				delete(in.leases, s)
+			if in := f.Inodes[ino]; in != nil {
+				delete(in.Leases, s)
 			}
 		}
 		f.wake()
 		return &wire.Empty{}, nil
 	case *wire.StatFSReq:
-		return &wire.StatFSResp{TotalBytes: fakeFreeBytes, FreeBytes: f.free}, nil
+		return &wire.StatFSResp{TotalBytes: FreeBytes, FreeBytes: f.Free}, nil
 	case *wire.LockReq:
 		return f.lock(ctx, q)
 	case *wire.ReadDirReq:
 		return f.readDir(q)
+	case *wire.ReadLinkReq:
+		in, err := f.get(q.Ino)
+		if err != nil {
+			return nil, err
+		}
+		return &wire.ReadLinkResp{Target: in.target}, nil
 	}
 	return f.mutate(ctx, s, call.Req)
 }
 
-func (f *fake) bucket(ino wire.Ino, region uint64) wire.BucketID {
-	return wire.RegionBucket(ino, region, fakeBuckets)
+func (f *Cluster) bucket(ino wire.Ino, region uint64) wire.BucketID {
+	return wire.RegionBucket(ino, region, Buckets)
 }
 
 // mutate serves the changes of names and attributes.
-func (f *fake) mutate(ctx context.Context, s wire.SessionID, req wire.Message) (wire.Message, error) {
+func (f *Cluster) mutate(ctx context.Context, s wire.SessionID, req wire.Message) (wire.Message, error) {
 	switch q := req.(type) {
 	case *wire.CreateReq:
 		return f.exactly(q.Op, func() (wire.Message, error) {
@@ -385,22 +393,22 @@ func (f *fake) mutate(ctx context.Context, s wire.SessionID, req wire.Message) (
 				return nil, err
 			}
 			if _, ok := dir.names[q.Name]; ok {
-				return nil, fakeErr(wire.KindExists)
+				return nil, Err(wire.KindExists)
 			}
 			f.next++
 			bucket := q.Parent.Bucket()
-			if q.Mode&modeType == modeDir {
-				bucket = wire.BucketID(f.next % fakeBuckets)
+			if q.Mode&unix.S_IFMT == unix.S_IFDIR {
+				bucket = wire.BucketID(f.next % Buckets)
 			}
-			in := f.newInode(wire.MakeIno(bucket, f.next), q.Mode)
+			in := f.NewInode(wire.MakeIno(bucket, f.next), q.Mode)
 			in.target = q.Target
-			dir.names[q.Name] = in.attr.Ino
-			dir.changed()
+			dir.names[q.Name] = in.Attr.Ino
+			dir.touch()
 			if q.Open {
 				in.opens[s] = true
 			}
-			return &wire.EntryResp{Ino: in.attr.Ino, Type: q.Mode & modeType, HasAttr: true, Attr: in.attr, Lease: f.grant(s, in, q.Want),
-				Parent: dir.attr}, nil
+			return &wire.EntryResp{Ino: in.Attr.Ino, Type: q.Mode & unix.S_IFMT, HasAttr: true, Attr: in.Attr, Lease: f.grant(s, in, q.Want),
+				Parent: dir.Attr}, nil
 		})
 	case *wire.UnlinkReq:
 		return f.exactly(q.Op, func() (wire.Message, error) {
@@ -410,18 +418,26 @@ func (f *fake) mutate(ctx context.Context, s wire.SessionID, req wire.Message) (
 			}
 			ino, ok := dir.names[q.Name]
 			if !ok {
-				return nil, fakeErr(wire.KindNotFound)
+				return nil, Err(wire.KindNotFound)
 			}
-			in := f.inodes[ino]
-			for _, x := range []*fakeInode{dir, in} {
+			in := f.Inodes[ino]
+			switch isDir := in.Attr.Mode&unix.S_IFMT == unix.S_IFDIR; {
+			case q.Dir && !isDir:
+				return nil, Err(wire.KindNotDir)
+			case !q.Dir && isDir:
+				return nil, Err(wire.KindIsDir)
+			case isDir && len(in.names) > 0:
+				return nil, Err(wire.KindNotEmpty)
+			}
+			for _, x := range []*Inode{dir, in} {
 				if err := f.claim(ctx, s, x, wire.LeaseNone); err != nil {
 					return nil, err
 				}
 			}
 			delete(dir.names, q.Name)
-			dir.changed()
-			in.attr.Nlink--
-			in.changed()
+			dir.touch()
+			in.Attr.Nlink--
+			in.touch()
 			f.reap(in)
 			return &wire.UnlinkResp{Ino: ino}, nil
 		})
@@ -431,25 +447,25 @@ func (f *fake) mutate(ctx context.Context, s wire.SessionID, req wire.Message) (
 			if err != nil {
 				return nil, err
 			}
-			f.inodes[q.Parent].names[q.Name] = q.Ino
-			in.attr.Nlink++
-			in.changed()
-			return &wire.EntryResp{Ino: q.Ino, HasAttr: true, Attr: in.attr}, nil
+			f.Inodes[q.Parent].names[q.Name] = q.Ino
+			in.Attr.Nlink++
+			in.touch()
+			return &wire.EntryResp{Ino: q.Ino, HasAttr: true, Attr: in.Attr}, nil
 		})
 	case *wire.RenameReq:
 		return f.exactly(q.Op, func() (wire.Message, error) {
-			from, to := f.inodes[q.OldParent], f.inodes[q.NewParent]
+			from, to := f.Inodes[q.OldParent], f.Inodes[q.NewParent]
 			ino, ok := from.names[q.OldName]
 			if !ok {
-				return nil, fakeErr(wire.KindNotFound)
+				return nil, Err(wire.KindNotFound)
 			}
 			other := to.names[q.NewName]
 			delete(from.names, q.OldName)
 			to.names[q.NewName] = ino
-			f.inodes[ino].changed()
-			if in := f.inodes[other]; in != nil {
-				in.attr.Nlink--
-				in.changed()
+			f.Inodes[ino].touch()
+			if in := f.Inodes[other]; in != nil {
+				in.Attr.Nlink--
+				in.touch()
 				f.reap(in)
 			}
 			return &wire.RenameResp{Moved: ino, Other: other}, nil
@@ -473,31 +489,31 @@ func (f *fake) mutate(ctx context.Context, s wire.SessionID, req wire.Message) (
 			if err != nil {
 				return nil, err
 			}
-			if in.leases[s] != wire.LeaseWrite {
-				return nil, fakeErr(wire.KindLeaseLost)
+			if in.Leases[s] != wire.LeaseWrite {
+				return nil, Err(wire.KindLeaseLost)
 			}
-			in.attr.Size = max(in.attr.Size, q.Size)
-			in.attr.Mtime = q.Mtime
-			in.changed()
-			return &wire.AttrResp{Attr: in.attr}, nil
+			in.Attr.Size = max(in.Attr.Size, q.Size)
+			in.Attr.Mtime = q.Mtime
+			in.touch()
+			return &wire.AttrResp{Attr: in.Attr}, nil
 		})
 	case *wire.PunchReq:
 		return f.exactly(q.Op, func() (wire.Message, error) {
-			in := f.inodes[q.Ino]
+			in := f.Inodes[q.Ino]
 			if q.Off%wire.BlockSize != 0 || q.Len%wire.BlockSize != 0 || q.Off/wire.RegionBytes != (q.Off+q.Len-1)/wire.RegionBytes {
-				return nil, fakeErr(wire.KindInvalid)
+				return nil, Err(wire.KindInvalid)
 			}
 			for blk := q.Off / wire.BlockSize; blk < (q.Off+q.Len)/wire.BlockSize; blk++ {
-				delete(in.blocks, blk)
+				delete(in.Blocks, blk)
 			}
-			in.changed()
+			in.touch()
 			return &wire.Empty{}, nil
 		})
 	}
 	return nil, wire.Errorf("fake", wire.KindVersion, "", "%T", req)
 }
 
-func (f *fake) setAttr(ctx context.Context, s wire.SessionID, q *wire.SetAttrReq) (wire.Message, error) {
+func (f *Cluster) setAttr(ctx context.Context, s wire.SessionID, q *wire.SetAttrReq) (wire.Message, error) {
 	in, err := f.get(q.Ino)
 	if err != nil {
 		return nil, err
@@ -506,100 +522,100 @@ func (f *fake) setAttr(ctx context.Context, s wire.SessionID, q *wire.SetAttrReq
 		return nil, err
 	}
 	if q.Valid&wire.SetMode != 0 {
-		in.attr.Mode = in.attr.Mode&modeType | q.Mode
+		in.Attr.Mode = in.Attr.Mode&unix.S_IFMT | q.Mode
 	}
 	if q.Valid&wire.SetKillPriv != 0 {
-		in.attr.Mode &^= modeSUID | modeSGID
+		in.Attr.Mode &^= unix.S_ISUID | unix.S_ISGID
 	}
 	if q.Valid&wire.SetMtime != 0 {
-		in.attr.Mtime = q.Mtime
+		in.Attr.Mtime = q.Mtime
 	}
 	if q.Valid&wire.SetSize != 0 {
-		if in.leases[s] != wire.LeaseWrite {
-			return nil, fakeErr(wire.KindLeaseLost)
+		if in.Leases[s] != wire.LeaseWrite {
+			return nil, Err(wire.KindLeaseLost)
 		}
-		for b, blk := range in.blocks {
+		for b, blk := range in.Blocks {
 			switch start := b * wire.BlockSize; {
 			case start >= q.Size:
-				delete(in.blocks, b)
+				delete(in.Blocks, b)
 			case start+blk.bytes > q.Size:
 				blk.bytes = q.Size - start
-				in.blocks[b] = blk
+				in.Blocks[b] = blk
 			}
 		}
-		in.attr.Size = q.Size
-		in.attr.Mtime = time.Now().UnixNano()
+		in.Attr.Size = q.Size
+		in.Attr.Mtime = time.Now().UnixNano()
 	}
-	in.changed()
-	return &wire.AttrResp{Attr: in.attr}, nil
+	in.touch()
+	return &wire.AttrResp{Attr: in.Attr}, nil
 }
 
 // reap deletes an inode that has neither name nor opener.
-func (f *fake) reap(in *fakeInode) {
-	if in.attr.Nlink == 0 && len(in.opens) == 0 && in.attr.Mode&modeType != modeDir {
-		delete(f.inodes, in.attr.Ino)
+func (f *Cluster) reap(in *Inode) {
+	if in.Attr.Nlink == 0 && len(in.opens) == 0 && in.Attr.Mode&unix.S_IFMT != unix.S_IFDIR {
+		delete(f.Inodes, in.Attr.Ino)
 	}
 }
 
 // write stores runs, after checking what compute would: lease, region, checksums, marks, space.
-func (f *fake) write(s wire.SessionID, b wire.BucketID, q *wire.WriteReq, data wire.Data) (wire.Message, error) {
+func (f *Cluster) write(s wire.SessionID, b wire.BucketID, q *wire.WriteReq, data wire.Data) (wire.Message, error) {
 	flat := make([]byte, 0, data.Len())
 	for _, p := range data {
 		flat = append(flat, p.B...)
 	}
-	if uint64(len(flat)) > f.free {
-		return nil, fakeErr(wire.KindNoSpace)
+	if uint64(len(flat)) > f.Free {
+		return nil, Err(wire.KindNoSpace)
 	}
 	resp := &wire.WriteResp{}
 	for _, w := range q.Files {
-		in := f.inodes[w.Ino]
+		in := f.Inodes[w.Ino]
 		if in == nil {
-			return nil, fakeErr(wire.KindStale)
+			return nil, Err(wire.KindStale)
 		}
-		if in.leases[s] != wire.LeaseWrite {
-			return nil, fakeErr(wire.KindLeaseLost)
+		if in.Leases[s] != wire.LeaseWrite {
+			return nil, Err(wire.KindLeaseLost)
 		}
 		if f.bucket(w.Ino, w.Region) != b || w.Region > 0 && !in.marked[w.Region] {
 			return nil, wire.Errorf("fake", wire.KindInvalid, "", "region %d in bucket %d, marked %v", w.Region, b, in.marked[w.Region])
 		}
 	}
 	for _, w := range q.Files {
-		in := f.inodes[w.Ino]
+		in := f.Inodes[w.Ino]
 		for _, r := range w.Runs {
 			f.next++
 			n := len(r.Sums) * wire.BlockSize
 			f.strips[f.next] = slices.Clone(flat[:n])
 			for i, sum := range r.Sums {
 				if got := xxhash.Sum64(flat[i*wire.BlockSize : (i+1)*wire.BlockSize]); got != sum {
-					return nil, fakeErr(wire.KindCorrupt)
+					return nil, Err(wire.KindCorrupt)
 				}
 				blk := r.Off/wire.BlockSize + uint64(i)
 				if blk*wire.BlockSize/wire.RegionBytes != w.Region {
-					return nil, fakeErr(wire.KindInvalid)
+					return nil, Err(wire.KindInvalid)
 				}
-				in.blocks[blk] = fakeBlock{f.next, i, sum, min(wire.BlockSize, r.Len-uint64(i)*wire.BlockSize)}
+				in.Blocks[blk] = block{f.next, i, sum, min(wire.BlockSize, r.Len-uint64(i)*wire.BlockSize)}
 			}
 			if want := (r.Len + wire.BlockSize - 1) / wire.BlockSize; want != uint64(len(r.Sums)) {
-				return nil, fakeErr(wire.KindInvalid)
+				return nil, Err(wire.KindInvalid)
 			}
 			flat = flat[n:]
 		}
 		if w.Publish {
-			in.attr.Size = max(in.attr.Size, w.Size)
-			in.attr.Mtime = w.Mtime
+			in.Attr.Size = max(in.Attr.Size, w.Size)
+			in.Attr.Mtime = w.Mtime
 		}
-		in.changed()
+		in.touch()
 		if w.Publish {
-			resp.Attrs = append(resp.Attrs, in.attr)
+			resp.Attrs = append(resp.Attrs, in.Attr)
 		}
 		resp.Extents = append(resp.Extents, *f.extentsOf(in, w.Runs))
 	}
-	f.free -= uint64(data.Len())
-	f.writes = append(f.writes, *q)
+	f.Free -= uint64(data.Len())
+	f.Writes = append(f.Writes, *q)
 	return resp, nil
 }
 
-func (f *fake) extentsOf(in *fakeInode, runs []wire.WriteRun) *wire.ExtentsResp {
+func (f *Cluster) extentsOf(in *Inode, runs []wire.WriteRun) *wire.ExtentsResp {
 	var r wire.ExtentsResp
 	for _, run := range runs {
 		for i := range run.Sums {
@@ -609,18 +625,18 @@ func (f *fake) extentsOf(in *fakeInode, runs []wire.WriteRun) *wire.ExtentsResp 
 	return &r
 }
 
-func (f *fake) extents(in *fakeInode, region uint64) *wire.ExtentsResp {
+func (f *Cluster) extents(in *Inode, region uint64) *wire.ExtentsResp {
 	var r wire.ExtentsResp
 	for b := region * wire.RegionBytes / wire.BlockSize; b < (region+1)*wire.RegionBytes/wire.BlockSize; b++ {
-		if _, ok := in.blocks[b]; ok {
+		if _, ok := in.Blocks[b]; ok {
 			f.addExtent(&r, in, b)
 		}
 	}
 	return &r
 }
 
-func (f *fake) addExtent(r *wire.ExtentsResp, in *fakeInode, b uint64) {
-	blk := in.blocks[b]
+func (f *Cluster) addExtent(r *wire.ExtentsResp, in *Inode, b uint64) {
+	blk := in.Blocks[b]
 	if k := len(r.Extents); k > 0 {
 		e := &r.Extents[k-1]
 		if l := &r.Locations[e.Loc]; l.ID.Number() == blk.strip && e.FileOff+e.Len == b*wire.BlockSize &&
@@ -630,18 +646,18 @@ func (f *fake) addExtent(r *wire.ExtentsResp, in *fakeInode, b uint64) {
 			return
 		}
 	}
-	r.Locations = append(r.Locations, wire.Location{Kind: wire.LocStripe, K: fakeK, M: fakeM, Drives: make([]wire.DriveID, fakeK+fakeM),
-		ID:     wire.MakeStripID(in.attr.Ino.Bucket(), wire.ClassData, 0, blk.strip, 0, 7),
+	r.Locations = append(r.Locations, wire.Location{Kind: wire.LocStripe, K: K, M: M, Drives: make([]wire.DriveID, K+M),
+		ID:     wire.MakeStripID(in.Attr.Ino.Bucket(), wire.ClassData, 0, blk.strip, 0, 7),
 		Blocks: uint32(len(f.strips[blk.strip]) / wire.BlockSize)})
 	r.Extents = append(r.Extents, wire.Extent{FileOff: b * wire.BlockSize, Len: blk.bytes, Loc: uint32(len(r.Locations) - 1),
 		Block: uint32(blk.index), Sums: []uint64{blk.sum}})
 }
 
 // Read is the drives.
-func (f *fake) Read(ctx context.Context, wants []strip.Want) ([]wire.Data, error) {
-	f.mu.Lock()
-	hook := f.readHook
-	f.mu.Unlock()
+func (f *Cluster) Read(ctx context.Context, wants []strip.Want) ([]wire.Data, error) {
+	f.Mu.Lock()
+	hook := f.ReadHook
+	f.Mu.Unlock()
 	if hook != nil {
 		if err := hook(wants); err != nil {
 			return nil, err
@@ -652,17 +668,17 @@ func (f *fake) Read(ctx context.Context, wants []strip.Want) ([]wire.Data, error
 		for _, d := range out {
 			d.Release()
 		}
-		return nil, fakeErr(k)
+		return nil, Err(k)
 	}
 	for _, w := range wants {
-		f.mu.Lock()
+		f.Mu.Lock()
 		s, ok := f.strips[w.Loc.ID.Number()]
-		f.mu.Unlock()
+		f.Mu.Unlock()
 		if !ok {
 			return fail(wire.KindNotFound)
 		}
 		n := w.Blocks * wire.BlockSize
-		buf, err := f.arena.Alloc(ctx, n)
+		buf, err := f.Arena.Alloc(ctx, n)
 		if err != nil {
 			return nil, err
 		}
@@ -677,33 +693,33 @@ func (f *fake) Read(ctx context.Context, wants []strip.Want) ([]wire.Data, error
 	return out, nil
 }
 
-// rewrite moves everything to other strips and deletes the old ones, as compaction does, without telling anybody.
-func (f *fake) rewrite() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// Rewrite moves everything to other strips and deletes the old ones, as compaction does, without telling anybody.
+func (f *Cluster) Rewrite() {
+	f.Mu.Lock()
+	defer f.Mu.Unlock()
 	old := f.strips
 	f.strips = map[uint64][]byte{}
-	for _, in := range f.inodes {
-		for b, blk := range in.blocks {
+	for _, in := range f.Inodes {
+		for b, blk := range in.Blocks {
 			f.next++
 			f.strips[f.next] = slices.Clone(old[blk.strip][blk.index*wire.BlockSize:][:wire.BlockSize])
 			blk.strip, blk.index = f.next, 0
-			in.blocks[b] = blk
+			in.Blocks[b] = blk
 		}
 	}
 }
 
-func (f *fake) readDir(q *wire.ReadDirReq) (wire.Message, error) {
+func (f *Cluster) readDir(q *wire.ReadDirReq) (wire.Message, error) {
 	dir, err := f.get(q.Ino)
 	if err != nil {
 		return nil, err
 	}
-	resp := &wire.ReadDirResp{EOF: true, Parent: f.root()}
+	resp := &wire.ReadDirResp{EOF: true, Parent: f.Root()}
 	for name, ino := range dir.names {
-		in := f.inodes[ino]
-		e := wire.DirEntry{Cookie: wire.NameHash(name), Ino: ino, Type: in.attr.Mode & modeType, Name: name}
+		in := f.Inodes[ino]
+		e := wire.DirEntry{Cookie: wire.NameHash(name), Ino: ino, Type: in.Attr.Mode & unix.S_IFMT, Name: name}
 		if q.Plus && ino.Bucket() == q.Ino.Bucket() {
-			e.HasAttr, e.Attr = true, in.attr
+			e.HasAttr, e.Attr = true, in.Attr
 		}
 		if e.Cookie > q.Cookie {
 			resp.Entries = append(resp.Entries, e)
@@ -721,14 +737,14 @@ func (f *fake) readDir(q *wire.ReadDirReq) (wire.Message, error) {
 	return resp, nil
 }
 
-func (f *fake) lock(ctx context.Context, q *wire.LockReq) (wire.Message, error) {
+func (f *Cluster) lock(ctx context.Context, q *wire.LockReq) (wire.Message, error) {
 	for {
 		in, err := f.get(q.Ino)
 		if err != nil {
 			return nil, err
 		}
 		free := true
-		for _, l := range in.locks {
+		for _, l := range in.Locks {
 			if l.Flock == q.Flock && (l.Owner != q.Owner || l.Op.Session != q.Op.Session) && l.Start <= q.End && l.End >= q.Start &&
 				(l.Type == wire.LockWrite || q.Type == wire.LockWrite) && q.Type != wire.LockUnlock {
 				free = false
@@ -736,16 +752,16 @@ func (f *fake) lock(ctx context.Context, q *wire.LockReq) (wire.Message, error) 
 		}
 		switch {
 		case free:
-			in.locks = slices.DeleteFunc(in.locks, func(l wire.LockReq) bool {
+			in.Locks = slices.DeleteFunc(in.Locks, func(l wire.LockReq) bool {
 				return l.Flock == q.Flock && l.Owner == q.Owner && l.Op.Session == q.Op.Session && l.Start >= q.Start && l.End <= q.End
 			})
 			if q.Type != wire.LockUnlock {
-				in.locks = append(in.locks, *q)
+				in.Locks = append(in.Locks, *q)
 			}
 			f.wake()
 			return &wire.LockResp{Type: wire.LockUnlock}, nil
 		case !q.Wait:
-			return nil, fakeErr(wire.KindWouldBlock)
+			return nil, Err(wire.KindWouldBlock)
 		}
 		if err := f.wait(ctx); err != nil {
 			return nil, err
@@ -753,14 +769,14 @@ func (f *fake) lock(ctx context.Context, q *wire.LockReq) (wire.Message, error) 
 	}
 }
 
-// content gives what is committed of a file, up to its published size.
-func (f *fake) content(ino wire.Ino) []byte {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	in := f.inodes[ino]
-	out := make([]byte, in.attr.Size)
-	for b, blk := range in.blocks {
-		if start := b * wire.BlockSize; start < in.attr.Size {
+// Content gives what is committed of a file, up to its published size.
+func (f *Cluster) Content(ino wire.Ino) []byte {
+	f.Mu.Lock()
+	defer f.Mu.Unlock()
+	in := f.Inodes[ino]
+	out := make([]byte, in.Attr.Size)
+	for b, blk := range in.Blocks {
+		if start := b * wire.BlockSize; start < in.Attr.Size {
 			s := f.strips[blk.strip][blk.index*wire.BlockSize:][:blk.bytes]
 			copy(out[start:], s)
 		}
@@ -768,14 +784,16 @@ func (f *fake) content(ino wire.Ino) []byte {
 	return out
 }
 
-func (f *fake) count(m wire.Method) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// Count tells how often a method was asked for.
+func (f *Cluster) Count(m wire.Method) int {
+	f.Mu.Lock()
+	defer f.Mu.Unlock()
 	return f.counts[m]
 }
 
-func (f *fake) setHook(h func(s wire.SessionID, b wire.BucketID, m wire.Method, req wire.Message) error) {
-	f.mu.Lock()
-	f.hook = h
-	f.mu.Unlock()
+// SetHook sets Before.
+func (f *Cluster) SetHook(h func(s wire.SessionID, b wire.BucketID, m wire.Method, req wire.Message) error) {
+	f.Mu.Lock()
+	f.Before = h
+	f.Mu.Unlock()
 }
