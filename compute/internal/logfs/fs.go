@@ -9,6 +9,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -33,8 +34,10 @@ type FS struct {
 	files   map[string]*node // guarded by mu
 	dirs    map[string]bool  // guarded by mu
 	locks   map[string]bool  // guarded by mu
-	number  uint64           // guarded by mu: the last number given out
-	windows int              // guarded by mu: filled by Prefetch, at most MaxWindows
+	pretend bool             // set before use: see PretendAfterLoss
+	lost    atomic.Pointer[error]
+	number  uint64 // guarded by mu: the last number given out
+	windows int    // guarded by mu: filled by Prefetch, at most MaxWindows
 }
 
 var _ vfs.FS = (*FS)(nil)
@@ -48,9 +51,10 @@ func newFS(b *store.Bucket) *FS {
 	return fs
 }
 
-// Close makes all writes fail and gives memory back. Pebble must have been closed before, or given up.
+// Close makes all writes fail and gives memory back. Close Pebble before, unless it is to be given up.
 func (fs *FS) Close() {
 	fs.cancel()
+	fs.lose(wire.Errorf("logfs", wire.KindShutdown, "", "closed"))
 	fs.mu.Lock()
 	nodes := make([]*node, 0, len(fs.files))
 	for _, n := range fs.files {
@@ -61,6 +65,43 @@ func (fs *FS) Close() {
 		n.drop()
 	}
 }
+
+// Err tells why a write was given up (the bucket has a newer owner, the FS was closed, a log cannot go on), or nil. What
+// was written since is on no drive: nothing may be acknowledged any more.
+func (fs *FS) Err() error {
+	if p := fs.lost.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// PretendAfterLoss makes every write that follows a loss (see Err) report success and go nowhere. Pebble cannot live with
+// a failed write of its WAL: it panics, in one place (the rotation of the WAL) with its mutex unlocked under a deferred
+// unlock, which no recover can stop, and takes the process with all its other buckets along. The caller promises to look
+// at Err after every commit and before it lets anybody know of it. To be called right after Open.
+func (fs *FS) PretendAfterLoss() { fs.pretend = true }
+
+// lose notes the first loss.
+func (fs *FS) lose(err error) {
+	fs.lost.CompareAndSwap(nil, &err)
+}
+
+// outcome is what a write reports.
+func (fs *FS) outcome(err error) error {
+	if err == nil {
+		return nil
+	}
+	if k := wire.KindOf(err); fs.ctx.Err() != nil || k == wire.KindStaleEpoch || k == wire.KindShutdown {
+		fs.lose(err)
+	}
+	if fs.pretends() {
+		return nil
+	}
+	return err
+}
+
+// pretends says that writes go nowhere.
+func (fs *FS) pretends() bool { return fs.pretend && fs.Err() != nil }
 
 // clean gives a name its one form: no slash at either end; "" is the root.
 func clean(name string) string {
@@ -109,8 +150,8 @@ func (fs *FS) Create(name string, _ vfs.DiskWriteCategory) (vfs.File, error) {
 		old.remove()
 	}
 	n := newNode(fs, name)
-	if n.kind == fileLog {
-		if err := n.publish(name); err != nil {
+	if n.kind == fileLog && !fs.pretends() {
+		if err := fs.outcome(n.publish(name)); err != nil {
 			return nil, pathError("create", name, err)
 		}
 	}
@@ -128,6 +169,9 @@ func (fs *FS) Link(oldname, newname string) error { return vfs.ErrUnsupported }
 func (fs *FS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
 	if fs.isDir(name) {
 		return fs.OpenDir(name)
+	}
+	if fs.pretends() { // a file that went nowhere would look corrupt
+		return nil, pathError("open", name, fs.Err())
 	}
 	n := fs.find(name)
 	if n == nil {
@@ -266,7 +310,7 @@ func (fs *FS) Rename(oldname, newname string) error {
 	}
 	n.write.Lock()
 	defer n.write.Unlock()
-	if err := n.publish(newname); err != nil {
+	if err := fs.outcome(n.publish(newname)); err != nil {
 		return pathError("rename", oldname, err)
 	}
 	fs.mu.Lock()

@@ -44,7 +44,7 @@ func (h *handle) Close() error {
 	h.mu.Unlock()
 	var err error
 	if h.write {
-		err = h.finish()
+		err = h.n.fs.outcome(h.finish())
 	}
 	h.n.close()
 	return err
@@ -91,7 +91,7 @@ func (h *handle) Write(p []byte) (int, error) {
 	default:
 		err = n.tableWrite(p)
 	}
-	if err != nil {
+	if err = n.fs.outcome(err); err != nil {
 		return 0, err
 	}
 	return len(p), nil
@@ -128,9 +128,9 @@ func (h *handle) Sync() error {
 	case gone:
 		return nil
 	case n.kind == fileLog:
-		return n.logSync()
+		return n.fs.outcome(n.logSync())
 	}
-	return n.tableSync()
+	return n.fs.outcome(n.tableSync())
 }
 
 // SyncData implements vfs.File: it is Sync.
@@ -174,6 +174,9 @@ func (h *handle) ReadAt(p []byte, off int64) (int, error) {
 		return 0, os.ErrInvalid
 	}
 	n := h.n
+	if n.fs.pretends() {
+		return 0, n.fs.Err()
+	}
 	n.mu.Lock()
 	size := n.size()
 	n.mu.Unlock()
@@ -370,10 +373,7 @@ var _ vfs.File = (*dirHandle)(nil)
 
 // Sync implements vfs.File: names are durable when what made them returned.
 func (d *dirHandle) Sync() error {
-	if d.fs.ctx.Err() != nil {
-		return wire.Errorf("logfs.sync", wire.KindShutdown, d.name, "closed")
-	}
-	return nil
+	return d.fs.outcome(d.fs.Err())
 }
 
 // Close implements vfs.File.

@@ -32,8 +32,7 @@ type node struct {
 	damage  error        // of a log: why it cannot be read to its end; nil: it can
 	chunks  []chunk      // of a table
 	ends    []int64      // of a table: where each chunk ends in the file
-	unread  bool         // of a table: chunks are not in memory, the description must be read
-	length  int64        // of a table with unread: its length
+	unread  bool         // of a table: the sums of chunks are not in memory, the description must be read
 	inline  []byte       // of a table: all of it; then there are no chunks and no buf
 	buf     *wire.Buf    // what is not on drives yet, from bufAt on; behind a block of room for a head in a log
 	bufLen  int
@@ -107,9 +106,6 @@ func (n *node) remove() {
 
 // free deletes the content.
 func (n *node) free() {
-	if err := n.load(); err != nil { // not readable: Open finds its strips as debris
-		n.fs.log.Warn("content of a removed database file is left for later", "name", n.name, "error", err)
-	}
 	n.mu.Lock()
 	segs, chunks := n.segs, n.chunks
 	n.segs, n.chunks, n.ends = nil, nil, nil
@@ -141,11 +137,8 @@ func (fs *FS) deletePlaced(p placed) {
 
 // size gives the length, with what is not on drives yet. n.mu is held.
 func (n *node) size() int64 {
-	switch {
-	case n.inMem:
+	if n.inMem {
 		return int64(len(n.mem))
-	case n.unread:
-		return n.length
 	}
 	return n.saved() + int64(n.bufLen)
 }

@@ -315,8 +315,9 @@ func (r *recovery) adoptOne(ctx context.Context, d foundDesc) (*node, error) {
 	n := &node{fs: r.fs, kind: d.kind, name: d.name, modTime: time.Unix(0, d.stamp), desc: d.placed, data: d.data}
 	if d.kind == fileTable {
 		n.setChunks(d.description)
-		if len(d.chunks) > 0 { // read again when it is opened: most are not, and their sums take memory
-			n.chunks, n.ends, n.unread, n.length = nil, nil, true, d.length
+		n.unread = len(d.chunks) > 0 // the sums are read again when it is opened: most are not, and they take memory
+		for i := range n.chunks {
+			n.chunks[i].sums = nil
 		}
 		return n, r.mirror(ctx, n)
 	}

@@ -16,12 +16,13 @@ import (
 // Errors: KindNoSpace (nothing is left behind), KindUnavailable (too few drives; may be tried again), KindStaleEpoch.
 // What a failed write leaves behind is deleted later.
 func (b *Bucket) WriteStripe(ctx context.Context, number uint64, data wire.Data, sums []uint64) (wire.Location, error) {
-	return b.PutStripe(ctx, b.NewID(wire.ClassData, number, 0), data, sums)
+	return b.PutStripe(ctx, b.NewID(wire.ClassData, number, 0), data, sums, false)
 }
 
-// PutStripe is WriteStripe for any class. The id comes from NewID and is used for no other call: after a failure its
+// PutStripe is WriteStripe for any class; strict forbids that two strips share a failure domain (then KindUnavailable
+// while there are too few). The id comes from NewID and is used for no other call: after a failure its
 // strips are deleted wherever they may have got to, now and later.
-func (b *Bucket) PutStripe(ctx context.Context, id wire.StripID, data wire.Data, sums []uint64) (wire.Location, error) {
+func (b *Bucket) PutStripe(ctx context.Context, id wire.StripID, data wire.Data, sums []uint64, strict bool) (wire.Location, error) {
 	const op = "stripe.write"
 	if err := b.alive(op); err != nil {
 		return wire.Location{}, err
@@ -35,7 +36,7 @@ func (b *Bucket) PutStripe(ctx context.Context, id wire.StripID, data wire.Data,
 		return wire.Location{}, err
 	}
 	defer strip.Release(strips)
-	drives, degraded, err := b.put(ctx, op, id, strips, false)
+	drives, degraded, err := b.put(ctx, op, id, strips, strict)
 	if err != nil {
 		return wire.Location{}, err
 	}
