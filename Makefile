@@ -70,7 +70,7 @@ race: ## the same for everything with goroutines, under the race detector
 
 .PHONY: e2e
 e2e: build deps ## tests on real clusters: real input, kill -9 of every role, hostile peers, bad input (needs root and /dev/fuse)
-	CRAKE_BIN=$(CURDIR)/bin/crake $(GO) test -count=1 -v -timeout 12m $(E2EFLAGS) $(E2E) 2>&1 | bash scripts/e2efilter.sh
+	CRAKE_BIN=$(CURDIR)/bin/crake $(GO) test -count=1 -v -parallel 12 -timeout 12m $(E2EFLAGS) $(E2E) 2>&1 | bash scripts/e2efilter.sh
 
 .PHONY: test
 test: deps build check unit race e2e ## everything, on a fresh machine, in under 15 minutes on two cores

@@ -249,8 +249,8 @@ func TestS3KillAll(t *testing.T) {
 // prune removes some promised files, so that the drives do not fill and freed space is written again.
 func prune(t *testing.T, mount string, acked map[string]string, r *rand.Rand) {
 	t.Helper()
-	for p := range acked {
-		if len(acked) > 60 && r.IntN(2) == 0 {
+	for p := range acked { // in random order
+		if len(acked) > 200 && r.IntN(8) > 0 {
 			must(t, os.Remove(filepath.Join(mount, p)))
 			delete(acked, p)
 		}

@@ -31,14 +31,20 @@ func TestS6HostilePeers(t *testing.T) {
 	must(t, err)
 	roles := 0
 	r := random(t)
-	for _, path := range sockets {
-		name := strings.TrimSuffix(filepath.Base(path), ".sock")
-		ours := name == "mgmt" || strings.HasPrefix(name, "drive") || strings.HasPrefix(name, "compute")
-		if ours {
-			roles++
+	t.Run("Peers", func(t *testing.T) { // ends when all of them have
+		for _, path := range sockets {
+			name := strings.TrimSuffix(filepath.Base(path), ".sock")
+			ours := name == "mgmt" || strings.HasPrefix(name, "drive") || strings.HasPrefix(name, "compute")
+			if ours {
+				roles++
+			}
+			r := rand.New(rand.NewPCG(r.Uint64(), 0))
+			t.Run(name, func(t *testing.T) {
+				t.Parallel() // nearly all of it is waiting for an answer that may not come
+				hostile(t, path, ours, cluster, r)
+			})
 		}
-		t.Run(name, func(t *testing.T) { hostile(t, path, ours, cluster, r) })
-	}
+	})
 	if roles != 9 {
 		t.Errorf("found the sockets of %d roles, want 9 (6 drives, 2 computes, mgmt): %v", roles, sockets)
 	}

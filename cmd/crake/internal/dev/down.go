@@ -85,7 +85,9 @@ func (c *DownConfig) orderly(ctx context.Context, say func(string, ...any)) erro
 	if !api.Running(c.Dir) {
 		return nil
 	}
-	say("stopping frontends, computes, drives and mgmt")
+	// Only when it takes its time: a refusal must be the one line that it is.
+	slow := time.AfterFunc(time.Second, func() { say("stopping frontends, computes, drives and mgmt") })
+	defer slow.Stop()
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	err := api.StopAndWait(ctx, c.Dir, c.Force)
