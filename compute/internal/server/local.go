@@ -26,7 +26,7 @@ func (s *Server) Local(ctx context.Context, id wire.BucketID, call *rpc.Call) (d
 	defer cancel()
 	defer context.AfterFunc(bctx, cancel)()
 	err = local(ctx, db, call)
-	if wire.KindOf(err).Retryable() || err != nil && bctx.Err() != nil || err == nil && (b.Lost() || !s.c.Lease.Valid()) {
+	if wire.KindOf(err).Retryable() || err != nil && bctx.Err() != nil || b.Lost() || !s.c.Lease.Valid() {
 		return false, nil
 	}
 	return true, err

@@ -111,9 +111,9 @@ func (s *Server) Handle(ctx context.Context, req *rpc.Request) (wire.Message, wi
 		return nil, nil, err
 	}
 	resp, err := m.run(ctx, req)
-	if err == nil && !s.c.Lease.Valid() {
-		// It was done, perhaps, but another process may own the bucket by now and may have gone on from an older state (of
-		// a read), and only it can tell.
+	if !s.c.Lease.Valid() {
+		// It was done, perhaps, but another process may own the bucket by now and may have gone on from another state: only
+		// it can tell how things are, errors (no such name) too.
 		return nil, nil, fenced()
 	}
 	return resp, nil, err
@@ -171,7 +171,7 @@ func inBucket[Q any, PQ interface {
 		c.db = db
 		resp, err := do(c, q)
 		switch {
-		case err == nil && b.Lost():
+		case b.Lost():
 			// As for the lease in Handle.
 			return nil, wire.E("compute", wire.KindMoved, fmt.Sprint(id), nil)
 		case err != nil && c.ctx.Err() == context.Canceled && wire.KindOf(err) == wire.KindInterrupted:
