@@ -23,7 +23,7 @@ func TestS2Fio(t *testing.T) {
 	}
 	common := []string{
 		"--directory=" + c.Mount, "--size=" + size, "--verify=xxhash", "--verify_fatal=1", "--verify_dump=0",
-		"--do_verify=1", "--group_reporting", "--output-format=terse", "--randrepeat=0", "--overwrite=0",
+		"--do_verify=1", "--verify_state_save=0", "--group_reporting", "--output-format=terse", "--randrepeat=0", "--overwrite=0",
 	}
 	for _, j := range []struct {
 		name string
@@ -43,7 +43,7 @@ func TestS2Fio(t *testing.T) {
 		t.Run(j.name, func(t *testing.T) {
 			begin := time.Now()
 			args := append(append([]string{"--name=" + j.name}, common...), j.args...)
-			command(t, 3*time.Minute, "", nil, "fio", args...)
+			command(t, 3*time.Minute, c.Scratch(), nil, "fio", args...)
 			files, err := filepath.Glob(filepath.Join(c.Mount, j.name+"*"))
 			must(t, err)
 			if len(files) == 0 {
