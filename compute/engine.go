@@ -25,6 +25,7 @@ func (p *process) openBucket(ctx context.Context, b *own.Bucket, fail func(error
 		data.Close()
 		return nil, err
 	}
+	files.PretendAfterLoss() // meta asks for Err after every commit
 	mine := 0
 	for _, o := range m.Owners {
 		if o.Proc == p.cfg.Proc {
