@@ -134,6 +134,12 @@ func TestArenaWaitersInOrder(t *testing.T) {
 		d.Release()
 		if i == 0 {
 			time.Sleep(10 * time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+			if b, err := a.Alloc(ctx, BlockSize); err == nil {
+				t.Error("a newcomer overtook one that waits")
+				b.Release()
+			}
+			cancel()
 			mu.Lock()
 			if len(order) > 0 {
 				t.Error("a small one overtook a big one that waits")

@@ -418,3 +418,116 @@ func TestSlowReader(t *testing.T) {
 		})
 	}
 }
+
+// Claim: an answer that comes after the call was given up is thrown away, and the connection goes on.
+func TestLateAnswer(t *testing.T) {
+	eachTransport(t, func(t *testing.T, w *world) {
+		gate := make(chan struct{})
+		w.server.Handler = func(_ context.Context, r *Request) (wire.Message, wire.Data, error) {
+			if r.Data != nil {
+				<-gate
+			}
+			return &wire.Empty{}, r.Data, nil
+		}
+		w.serve()
+		c := w.dial()
+		d := w.data(300_000, 1)
+		defer d.Release()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		if err := c.Do(ctx, &Call{Method: mEcho, Data: d}); wire.KindOf(err) != wire.KindTimeout {
+			t.Error(err)
+		}
+		close(gate)
+		call := Call{Method: mEcho, Data: d}
+		if err := c.Do(t.Context(), &call); err != nil || !bytes.Equal(flat(call.RespData), flat(d)) {
+			t.Error(err)
+		}
+		call.RespData.Release()
+	})
+}
+
+// Claim: an answer that arrives in the same moment as its call is given up gives its memory back.
+func TestAnswerOfAbandoned(t *testing.T) {
+	a := testArena(t, 1<<20)
+	b, err := a.Alloc(t.Context(), 5000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pending{done: make(chan struct{}, 1), call: &Call{}}
+	p.state.Store(callAbandoned)
+	p.deliver(&wire.Header{}, nil, b.Data(5000), nil)
+	if a.Used() != 0 || len(p.done) != 0 || p.call.RespData != nil {
+		t.Error(a.Used(), len(p.done), p.call)
+	}
+}
+
+// Claim: who waits for the window is served in order; one that leaves lets those behind it through; one without data passes those that
+// lack bytes only.
+func TestWindowQueue(t *testing.T) {
+	w := newWindow(3, 100)
+	never := make(chan struct{})
+	if !w.try(90) {
+		t.Fatal("no room in an empty window")
+	}
+	waiting := func(n int) {
+		eventually(t, "waiters", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return len(w.loaded) == n })
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() { left <- w.acquire(ctx, 50, never) }()
+	waiting(1)
+	through := make(chan error, 1)
+	go func() { through <- w.acquire(t.Context(), 10, never) }()
+	waiting(2)
+	if w.try(5) {
+		t.Error("a newcomer overtook those who wait")
+	}
+	if !w.try(0) {
+		t.Error("one without data waits for bytes")
+	}
+	cancel()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if err := <-through; err != nil {
+		t.Error(err)
+	}
+	if w.try(0) {
+		t.Error("more requests than the window has")
+	}
+	ended := make(chan struct{})
+	close(ended)
+	if err := w.acquire(t.Context(), 0, ended); !errors.Is(err, errDone) {
+		t.Error(err)
+	}
+	w.release(0)
+	w.release(10)
+	w.release(90)
+	if !w.try(1000) || w.try(1) {
+		t.Error("one larger than the window goes alone")
+	}
+	w.release(1000)
+	if w.reqs != 3 || w.bytes != 100 {
+		t.Error(w.reqs, w.bytes)
+	}
+}
+
+// Claim: a handler's ctx ends at the deadline that came with the request, also when the asker sends no cancel.
+func TestDeadlineAtHandler(t *testing.T) {
+	eachTransport(t, func(t *testing.T, w *world) {
+		w.serve()
+		s := w.raw()
+		_ = s.setDeadline(time.Now().Add(5 * time.Second))
+		if err := writeFull(s, frame(wire.Header{Kind: wire.FrameRequest, Method: mSleep, ID: 1, DeadlineMs: 30}, nil, nil)); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, wire.HeaderBytes)
+		if err := readFull(s, b); err != nil {
+			t.Fatal(err)
+		}
+		if h, err := wire.DecodeHeader(b); err != nil || h.Status != wire.KindTimeout {
+			t.Errorf("%+v %v", h, err)
+		}
+	})
+}
