@@ -254,7 +254,7 @@ func TestBucketMoves(t *testing.T) {
 		t.Error(second.Load())
 	}
 	start := time.Now()
-	if err := r.Bucket(t.Context(), 9, &rpc.Call{}); wire.KindOf(err) != wire.KindInvalid || time.Since(start) > time.Second {
+	if err := r.Bucket(t.Context(), 9, &rpc.Call{}); wire.KindOf(err) != wire.KindInvalid || time.Since(start) > 2*time.Second {
 		t.Error(err)
 	}
 	conn, err := r.BucketOnce(t.Context(), 0, &rpc.Call{Req: &wire.AppendResp{Len: 44}})
@@ -301,7 +301,7 @@ func TestDrive(t *testing.T) {
 		return time.Since(start), err
 	}
 	for _, d := range []wire.DriveID{1, 1, 2, 77} { // nobody listens; again; down in the map; unknown
-		if took, err := ask(d); wire.KindOf(err) != wire.KindUnavailable || took > 100*time.Millisecond {
+		if took, err := ask(d); wire.KindOf(err) != wire.KindUnavailable || took > 400*time.Millisecond {
 			t.Error(d, took, err)
 		}
 		if r.DriveUp(d) {
@@ -317,7 +317,7 @@ func TestDrive(t *testing.T) {
 		t.Error(err)
 	}
 	stop()
-	if took, err := ask(1); err == nil || took > 200*time.Millisecond {
+	if took, err := ask(1); err == nil || took > 400*time.Millisecond {
 		t.Error(took, err)
 	}
 	// A new run of its process, told by a new map, is tried at once though the old one was away a moment ago.
@@ -343,7 +343,7 @@ func TestDriveHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.net.Partition("router", "12")
-	for i, limit := range []time.Duration{time.Second, 50 * time.Millisecond} {
+	for i, limit := range []time.Duration{2 * time.Second, 400 * time.Millisecond} {
 		start := time.Now()
 		err := r.Drive(t.Context(), 1, &rpc.Call{Method: wire.MDriveStat})
 		if took := time.Since(start); wire.KindOf(err) != wire.KindUnavailable || took > limit {
