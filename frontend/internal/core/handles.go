@@ -26,6 +26,7 @@ type Handle struct {
 	mu      sync.Mutex
 	seenErr uint64 // of in.errSeq: errors up to there have been told to this opener
 	ra      readahead
+	lockers map[uint64]struct{} // owners of fcntl locks that were asked for through this handle; nil for none
 }
 
 // Ino gives the inode of the file.
@@ -199,6 +200,40 @@ func (h *Handle) takeErr() error {
 	return h.in.err
 }
 
+// Locks notes that owner asks for fcntl locks through this handle: what it still has when the handle ends goes with it.
+//
+// The kernel unlocks at the close of a file for locks of a process (by Flush with its owner), and by Release with a flag
+// for flock, but not for locks of an open file (F_OFD_SETLK), whose owner appears nowhere else. When a handle ends, every
+// process that had it has closed it, and so had its Flush: what is left are locks of the open file.
+func (h *Handle) Locks(owner uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.lockers == nil {
+		h.lockers = map[uint64]struct{}{}
+	}
+	h.lockers[owner] = struct{}{}
+}
+
+// dropLocks drops the fcntl locks that are left of a handle that ends.
+func (fs *FS) dropLocks(ctx context.Context, h *Handle) {
+	h.mu.Lock()
+	owners := h.lockers
+	h.lockers = nil
+	h.mu.Unlock()
+	for owner := range owners {
+		h.in.mu.Lock()
+		held := h.in.locks.Has(owner, false)
+		h.in.mu.Unlock()
+		if !held {
+			continue
+		}
+		unlock := locks.Held{Owner: owner, Start: 0, End: lastByte, Type: wire.LockUnlock}
+		if err := fs.setLock(ctx, h.in, unlock, false); err != nil {
+			fs.log.Warn("locks not dropped", "ino", h.in.ino, "err", err)
+		}
+	}
+}
+
 // Release ends a handle. With flock the flock lock of owner goes too.
 func (fs *FS) Release(ctx context.Context, h *Handle, owner uint64, flock bool) {
 	in := h.in
@@ -207,6 +242,7 @@ func (fs *FS) Release(ctx context.Context, h *Handle, owner uint64, flock bool) 
 	delete(t.m, h.ID)
 	t.mu.Unlock()
 	h.dropReadahead()
+	fs.dropLocks(ctx, h)
 	if flock {
 		unlock := locks.Held{Owner: owner, Start: 0, End: lastByte, Type: wire.LockUnlock, Flock: true}
 		if err := fs.setLock(ctx, in, unlock, false); err != nil {

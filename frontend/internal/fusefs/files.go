@@ -172,6 +172,15 @@ func held(in *fuse.LkIn) locks.Held {
 		Flock: in.LkFlags&fuse.LK_FLOCK != 0}
 }
 
+// locks is held for a lock that is asked for: its handle knows of it. (Numbers of open directories are others'.)
+func (f *FS) locks(in *fuse.LkIn) locks.Held {
+	l := held(in)
+	if h := f.core.Handle(in.Fh); h != nil && h.Ino() == f.ino(in.NodeId) && !l.Flock && l.Type != wire.LockUnlock {
+		h.Locks(l.Owner)
+	}
+	return l
+}
+
 // GetLk tells which lock is in the way.
 func (f *FS) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
 	ctx := f.begin(cancel, &in.InHeader)
@@ -185,14 +194,14 @@ func (f *FS) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.
 func (f *FS) SetLk(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 	ctx := f.begin(cancel, &in.InHeader)
 	defer ctx.finish()
-	return gone(f.core.SetLock(ctx, f.ino(in.NodeId), held(in), false))
+	return gone(f.core.SetLock(ctx, f.ino(in.NodeId), f.locks(in), false))
 }
 
 // SetLkw waits for a lock, until a signal comes.
 func (f *FS) SetLkw(cancel <-chan struct{}, in *fuse.LkIn) fuse.Status {
 	ctx := f.begin(cancel, &in.InHeader)
 	defer ctx.finish()
-	return gone(f.core.SetLock(waiting{ctx, cancel}, f.ino(in.NodeId), held(in), true))
+	return gone(f.core.SetLock(waiting{ctx, cancel}, f.ino(in.NodeId), f.locks(in), true))
 }
 
 // dirTable is the open directories.
