@@ -164,17 +164,16 @@ func inBucket[Q any, PQ interface {
 		if !ok {
 			deadline = time.Now().Add(defaultDeadline)
 		}
-		var cancel context.CancelFunc
-		c.ctx, cancel = context.WithDeadline(bctx, deadline)
-		defer cancel()
-		defer context.AfterFunc(alive, cancel)()
+		op := &opCtx{bucket: bctx, session: alive, deadline: deadline}
+		defer op.end()
+		c.ctx = op
 		c.db = db
 		resp, err := do(c, q)
 		switch {
 		case b.Lost():
 			// As for the lease in Handle.
 			return nil, wire.E("compute", wire.KindMoved, fmt.Sprint(id), nil)
-		case err != nil && c.ctx.Err() == context.Canceled && wire.KindOf(err) == wire.KindInterrupted:
+		case err != nil && op.Err() == context.Canceled && wire.KindOf(err) == wire.KindInterrupted:
 			// The bucket closes, or the session is dead (and asks no more). The next owner knows whether it was done.
 			return nil, wire.E("compute", wire.KindUnavailable, fmt.Sprint(id), err)
 		}
