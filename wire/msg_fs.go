@@ -23,7 +23,7 @@ type Attr struct {
 	UID     uint32
 	GID     uint32
 	Rdev    uint32
-	Size    uint64
+	Size    uint64 // bytes; of a directory the number of its names
 	Blocks  uint64 // of 512 bytes
 	Atime   int64
 	Mtime   int64

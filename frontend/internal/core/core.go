@@ -74,6 +74,7 @@ type FS struct {
 	clock    atomic.Uint64 // makes lease.Tokens
 	voidAll  atomic.Uint64 // attributes that were asked for before are stale, of every inode
 	dirtySem *semaphore.Weighted
+	names    atomic.Int64 // in all dirNames
 	dirtyNow atomic.Int64 // bytes taken from dirtySem
 	readSem  *semaphore.Weighted
 	raSem    *semaphore.Weighted

@@ -827,3 +827,67 @@ func TestReadahead(t *testing.T) {
 	fs.Release(context.Background(), h, 0, false)
 	eventually(t, "memory is free", func() bool { return f.Arena.Used() == 0 })
 }
+
+// Claim: names, and their absence, are remembered under the directory's lease: no request for what is known; our own changes and those of
+// other clients are seen at once. A model of one directory, changed by two clients, looked at by both.
+func TestNames(t *testing.T) {
+	f := fake.New(t)
+	a, b := client(t, f, 1, Config{}), client(t, f, 2, Config{})
+	ctx := context.Background()
+	d, err := a.Make(ctx, Create{Parent: a.Root(), Name: "d", Mode: modeDir | 0o755})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := []string{"p", "q", "r", "s"}
+	model := map[string]wire.Ino{}
+	r := rand.New(rand.NewPCG(3, 4))
+	for step := range 600 {
+		fs := []*FS{a, b}[r.IntN(2)]
+		n, m := names[r.IntN(len(names))], names[r.IntN(len(names))]
+		var err error
+		switch r.IntN(6) {
+		case 0:
+			var at wire.Attr
+			if at, err = fs.Make(ctx, Create{Parent: d.Ino, Name: n, Mode: modeFile | 0o644}); err == nil {
+				model[n] = at.Ino
+			}
+		case 1:
+			if err = fs.Unlink(ctx, d.Ino, n); err == nil {
+				delete(model, n)
+			}
+		case 2:
+			if n != m {
+				if err = fs.Rename(ctx, d.Ino, n, d.Ino, m, 0); err == nil {
+					model[m] = model[n]
+					delete(model, n)
+				}
+			}
+		case 3:
+			stat(t, fs, d.Ino)
+		case 4:
+			if err := fs.OpenDir(d.Ino).Read(ctx, 0, false, func(*wire.DirEntry) bool { return true }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err != nil && !refused(err) {
+			t.Fatal(err)
+		}
+		for i, fs := range []*FS{a, b} {
+			for _, n := range names {
+				at, err := fs.Lookup(ctx, d.Ino, n)
+				if want, ok := model[n]; ok && (err != nil || at.Ino != want) || !ok && !errors.Is(err, wire.KindNotFound) {
+					t.Fatalf("step %d: client %d finds %q: %d, %v; want %d", step, i, n, at.Ino, err, want)
+				}
+			}
+		}
+	}
+	before := f.Count(wire.MLookup)
+	for range 10 {
+		for _, n := range names {
+			_, _ = a.Lookup(ctx, d.Ino, n)
+		}
+	}
+	if n := f.Count(wire.MLookup) - before; n > 0 {
+		t.Errorf("%d requests for names that are known", n)
+	}
+}

@@ -78,7 +78,9 @@ func (d *Dir) fill(ctx context.Context, cookie uint64, plus bool) error {
 	if d.filled && cookie >= d.after && (d.eof || len(d.batch) > 0 && cookie < d.batch[len(d.batch)-1].Cookie) {
 		return nil
 	}
-	t := d.fs.now()
+	in := d.fs.table.get(d.ino)
+	defer d.fs.table.put(in)
+	asked, t := in.asks(), d.fs.now()
 	var resp wire.ReadDirResp
 	req := &wire.ReadDirReq{Session: d.fs.sess.id, Ino: d.ino, Cookie: cookie, Limit: dirBatch, Plus: plus}
 	if err := d.fs.ask(ctx, d.ino.Bucket(), wire.MReadDir, req, &resp); err != nil {
@@ -104,6 +106,7 @@ func (d *Dir) fill(ctx context.Context, cookie uint64, plus bool) error {
 			}
 		}
 	}
+	in.keepList(asked, resp.Entries, cookie == 0 && resp.EOF)
 	d.after, d.batch, d.eof, d.filled = cookie, resp.Entries, resp.EOF, true
 	d.parent = resp.Parent
 	return nil

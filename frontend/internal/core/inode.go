@@ -65,6 +65,7 @@ type inode struct {
 	closing  bool // a release is under way
 	closedAt time.Time
 
+	dir      dirNames
 	locks    locks.Table
 	pages    bool // the kernel may have pages of it
 	wb       bool // listed for write-back
@@ -281,6 +282,7 @@ func (in *inode) dropCaches() {
 	if !in.unsent() {
 		in.known = false
 	}
+	in.clearNames()
 	in.content++
 	in.mapsGen++
 	in.mapsVer = nil

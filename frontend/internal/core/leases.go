@@ -40,6 +40,9 @@ func (in *inode) learnLocked(t lease.Token, a wire.Attr, l wire.Lease) wire.Attr
 			in.askedAt = 0
 		}
 		in.attr, in.known, in.askedAt = out, true, max(in.askedAt, t)
+		if a.Mode&modeType == modeDir && a.Size == 0 && in.quietSince(t) {
+			in.dir.complete = true // the size of a directory is the number of its names
+		}
 	}
 	in.wake()
 	return out

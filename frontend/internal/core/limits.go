@@ -15,6 +15,10 @@ const (
 	// maxIdleInodes bounds the inodes that are remembered only for their lease (about 700 bytes each). More are given
 	// back to their owners, the least recently used first.
 	maxIdleInodes = 32 << 10
+	// maxNames bounds the names that are remembered (about 100 bytes each), maxDirNames those of one directory. When one is full, the
+	// directory that wants more forgets all of its own.
+	maxNames    = 128 << 10
+	maxDirNames = 16 << 10
 	// dropBatch is how many leases go back in one request.
 	dropBatch = 512
 	// maxSend is the longest data of one MWrite: two full stripes of 4+2. Longer ones keep memory frozen for longer.

@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"errors"
 
 	"github.com/crakefs/crake/frontend/internal/lease"
 
@@ -10,14 +11,30 @@ import (
 
 // Lookup finds a name.
 func (fs *FS) Lookup(ctx context.Context, parent wire.Ino, name string) (wire.Attr, error) {
-	t := fs.now()
+	dir := fs.table.get(parent)
+	defer fs.table.put(dir)
+	if ino, known := dir.knows(name); known {
+		if ino == 0 {
+			return wire.Attr{}, wire.E("frontend.lookup", wire.KindNotFound, "", nil)
+		}
+		if a, err := fs.GetAttr(ctx, ino); err == nil || !gone(err) {
+			return a, err
+		}
+		// It has gone meanwhile, and the recall of the directory is on its way.
+	}
+	asked, t := dir.asks(), fs.now()
 	var resp wire.EntryResp
 	req := &wire.LookupReq{Session: fs.sess.id, Parent: parent, Name: name, Want: wire.LeaseRead}
-	if err := fs.ask(ctx, parent.Bucket(), wire.MLookup, req, &resp); err != nil {
+	err := fs.ask(ctx, parent.Bucket(), wire.MLookup, req, &resp)
+	if errors.Is(err, wire.KindNotFound) {
+		dir.keepName(asked, name, 0)
+	}
+	if err != nil {
 		return wire.Attr{}, err
 	}
+	dir.keepName(asked, name, resp.Ino)
 	if !resp.HasAttr {
-		return fs.GetAttr(ctx, resp.Ino) // it lies in another bucket, or we hold its attributes by lease
+		return fs.GetAttr(ctx, resp.Ino) // it lies in another bucket
 	}
 	in := fs.table.get(resp.Ino)
 	defer fs.table.put(in)
@@ -53,9 +70,11 @@ func (fs *FS) Make(ctx context.Context, c Create) (wire.Attr, error) {
 
 // make gives the new inode with a reference.
 func (fs *FS) make(ctx context.Context, c Create, open bool, want wire.LeaseMode) (*inode, wire.Attr, error) {
+	done := fs.change(c.Parent, c.Name)
 	t := fs.now()
 	var resp wire.EntryResp
 	err := fs.mutate(ctx, c.Parent.Bucket(), wire.MCreate, &resp, c.request(open, want))
+	done(err, resp.Ino)
 	fs.touched(t, c.Parent, resp.Parent)
 	if err != nil {
 		return nil, wire.Attr{}, err
@@ -98,11 +117,13 @@ func (fs *FS) Rmdir(ctx context.Context, parent wire.Ino, name string) error {
 }
 
 func (fs *FS) unlink(ctx context.Context, parent wire.Ino, name string, dir bool) error {
+	done := fs.change(parent, name)
 	t := fs.now()
 	var resp wire.UnlinkResp
 	err := fs.mutate(ctx, parent.Bucket(), wire.MUnlink, &resp, func(op wire.OpID) wire.Message {
 		return &wire.UnlinkReq{Op: op, Parent: parent, Dir: dir, Name: name}
 	})
+	done(err, 0)
 	fs.touched(t, parent, wire.Attr{})
 	if err == nil || !refused(err) {
 		fs.forgetAttrs(resp.Ino)
@@ -138,11 +159,30 @@ func (fs *FS) forgetAttrs(inos ...wire.Ino) {
 
 // Rename moves a name; flags are wire.RenameNoReplace or wire.RenameExchange.
 func (fs *FS) Rename(ctx context.Context, from wire.Ino, oldName string, to wire.Ino, newName string, flags uint32) error {
+	var done func(err error, moved, old wire.Ino)
+	if from == to {
+		end := fs.change(from, oldName, newName)
+		done = func(err error, moved, old wire.Ino) { end(err, old, moved) }
+	} else {
+		endFrom, endTo := fs.change(from, oldName), fs.change(to, newName)
+		done = func(err error, moved, old wire.Ino) {
+			endFrom(err, old)
+			endTo(err, moved)
+		}
+	}
 	t := fs.now()
 	var resp wire.RenameResp
 	err := fs.mutate(ctx, from.Bucket(), wire.MRename, &resp, func(op wire.OpID) wire.Message {
 		return &wire.RenameReq{Op: op, OldParent: from, NewParent: to, Flags: flags, OldName: oldName, NewName: newName}
 	})
+	switch {
+	case err == nil && (resp.Moved == 0 || from == to && oldName == newName):
+		done(wire.KindOther, 0, 0) // not told
+	case flags&wire.RenameExchange != 0:
+		done(err, resp.Moved, resp.Other)
+	default:
+		done(err, resp.Moved, 0)
+	}
 	fs.touched(t, from, wire.Attr{})
 	fs.touched(t, to, wire.Attr{})
 	if err == nil || !refused(err) {
@@ -156,10 +196,12 @@ func (fs *FS) Link(ctx context.Context, ino, parent wire.Ino, name string) (wire
 	t := fs.now()
 	in := fs.table.get(ino)
 	defer fs.table.put(in)
+	done := fs.change(parent, name)
 	var resp wire.EntryResp
 	err := fs.mutate(ctx, parent.Bucket(), wire.MLink, &resp, func(op wire.OpID) wire.Message {
 		return &wire.LinkReq{Op: op, Ino: ino, Parent: parent, Name: name}
 	})
+	done(err, ino)
 	fs.touched(t, parent, resp.Parent)
 	in.stale()
 	if err != nil {

@@ -289,6 +289,9 @@ func (in *Inode) touch() {
 	in.Attr.Version++
 	in.Attr.Ctime = time.Now().UnixNano()
 	in.Attr.Blocks = uint64(len(in.Blocks)) * 8
+	if in.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+		in.Attr.Size = uint64(len(in.names))
+	}
 }
 
 func (f *Cluster) serve(ctx context.Context, s wire.SessionID, b wire.BucketID, call *rpc.Call) (wire.Message, error) {
@@ -447,7 +450,12 @@ func (f *Cluster) mutate(ctx context.Context, s wire.SessionID, req wire.Message
 			if err != nil {
 				return nil, err
 			}
-			f.Inodes[q.Parent].names[q.Name] = q.Ino
+			dir := f.Inodes[q.Parent]
+			if err := f.claim(ctx, s, dir, wire.LeaseNone); err != nil {
+				return nil, err
+			}
+			dir.names[q.Name] = q.Ino
+			dir.touch()
 			in.Attr.Nlink++
 			in.touch()
 			return &wire.EntryResp{Ino: q.Ino, HasAttr: true, Attr: in.Attr}, nil
@@ -460,15 +468,31 @@ func (f *Cluster) mutate(ctx context.Context, s wire.SessionID, req wire.Message
 				return nil, Err(wire.KindNotFound)
 			}
 			other := to.names[q.NewName]
+			told := other
+			for _, dir := range []*Inode{from, to} {
+				if err := f.claim(ctx, s, dir, wire.LeaseNone); err != nil {
+					return nil, err
+				}
+			}
+			if _, ok := from.names[q.OldName]; !ok {
+				return nil, Err(wire.KindNotFound) // changed while we waited
+			}
+			other = to.names[q.NewName]
 			delete(from.names, q.OldName)
 			to.names[q.NewName] = ino
+			if q.Flags&wire.RenameExchange != 0 {
+				from.names[q.OldName] = other
+				other = 0
+			}
+			from.touch()
+			to.touch()
 			f.Inodes[ino].touch()
 			if in := f.Inodes[other]; in != nil {
 				in.Attr.Nlink--
 				in.touch()
 				f.reap(in)
 			}
-			return &wire.RenameResp{Moved: ino, Other: other}, nil
+			return &wire.RenameResp{Moved: ino, Other: told}, nil
 		})
 	case *wire.SetAttrReq:
 		return f.exactly(q.Op, func() (wire.Message, error) { return f.setAttr(ctx, s, q) })
