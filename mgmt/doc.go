@@ -76,6 +76,7 @@
 //	an owner does not let go                the bucket waits              TestMoveWaitsForRelease
 //	two runs of one slot                    the first is fenced, killed   TestSecondRunWaitsForFirst
 //	mgmt is killed                          keeper restarts, it adopts    TestMgmtKilled, TestAdoptAfterKill
+//	mgmt hangs                              keeper kills it               TestMgmtHangs
 //	mgmt slept, the machine was suspended   a whole T for everybody       TestStallGivesGrace
 //	a process dies while mgmt is away       found dead at the start       TestDeathWhileMgmtIsAway
 //	the keeper is killed                    mgmt goes on, a new one keeps TestKeeperKilled

@@ -26,10 +26,13 @@ const (
 	keeperMaxBackoff = time.Second
 	// keeperCalm is how long a worker must have run for the next restart to be prompt again.
 	keeperCalm = 10 * time.Second
-	// pingEvery and pingPatience: a worker whose API does not answer for so long hangs and is killed. Long, because a
-	// machine out of memory or with a slow disk is slow for a while without being helped by a restart.
-	pingEvery    = 2 * time.Second
-	pingPatience = 30 * time.Second
+	// pingEvery and pingPatience: a worker whose API does not answer for so long hangs and is killed. While it hangs, computes
+	// stop serving after half a lease; a worker that was only slow is back within a second of being killed, so the error
+	// of killing costs less than that of waiting. startPatience is for one that has not come up yet: etcd may have a
+	// log to replay on a slow disk, and that must not be cut short again and again.
+	pingEvery     = time.Second
+	pingPatience  = 8 * time.Second
+	startPatience = 90 * time.Second
 )
 
 // keeper starts the worker and starts it again. It is the parent of all that the worker leaves behind when it dies
@@ -178,7 +181,7 @@ func (k *keeper) runWorker(ctx context.Context) (ws syscall.WaitStatus, ready bo
 	if err != nil {
 		return 0, false, fmt.Errorf("%s: %w", exe, err)
 	}
-	health := newHealthCheck(k.c.Dir)
+	health := newHealthCheck(k.c.Dir, pid)
 	defer health.close()
 	tick := time.NewTicker(pingEvery)
 	defer tick.Stop()
@@ -195,7 +198,7 @@ func (k *keeper) runWorker(ctx context.Context) (ws syscall.WaitStatus, ready bo
 			_ = syscall.Kill(pid, syscall.SIGTERM) // it is our child and not reaped: the pid is its own
 		case <-tick.C:
 			if health.hangs() {
-				k.c.Log.Error("mgmt does not answer and is killed", "pid", pid, "for", pingPatience)
+				k.c.Log.Error("mgmt does not answer and is killed", "pid", pid)
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}
@@ -241,11 +244,14 @@ func (k *keeper) watchForeign(ctx context.Context, pid int) error {
 // healthCheck tells whether the worker's API answers.
 type healthCheck struct {
 	client *api.Client
+	dir    string
+	pid    int       // of the worker
+	up     bool      // it has come up
 	last   time.Time // of the last answer
 }
 
-func newHealthCheck(dir string) *healthCheck {
-	return &healthCheck{client: api.Open(dir), last: time.Now()}
+func newHealthCheck(dir string, pid int) *healthCheck {
+	return &healthCheck{client: api.Open(dir), dir: dir, pid: pid, last: time.Now()}
 }
 
 func (h *healthCheck) close() { h.client.Close() }
@@ -260,6 +266,12 @@ func (h *healthCheck) ping() bool {
 func (h *healthCheck) hangs() bool {
 	if h.ping() {
 		h.last = time.Now()
+	}
+	if pid, ok := workerPID(h.dir); !h.up && ok && pid == h.pid {
+		h.up, h.last = true, time.Now()
+	}
+	if !h.up {
+		return time.Since(h.last) > startPatience
 	}
 	return time.Since(h.last) > pingPatience
 }

@@ -369,6 +369,25 @@ func TestTerminated(t *testing.T) {
 	}
 }
 
+// Claim: mgmt that hangs is killed by its keeper and comes back; nobody is taken for dead because of the silence.
+func TestMgmtHangs(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	c.launch()
+	procs := c.procs()
+	pid := c.kill("mgmt", syscall.SIGSTOP)
+	c.until("mgmt is back", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		st, err := c.c.Status(ctx)
+		return err == nil && st.Mgmt.PID != pid && st.Health.State == api.HealthOK
+	})
+	time.Sleep(3 * time.Second) // longer than a lease
+	if now := c.procs(); fmt.Sprint(now) != fmt.Sprint(procs) {
+		t.Errorf("processes %+v, were %+v", now, procs)
+	}
+}
+
 // Claim: an evicted session is gone from the map when the eviction is answered, and its frontend comes back with a new one.
 func TestEvict(t *testing.T) {
 	t.Parallel()

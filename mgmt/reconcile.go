@@ -214,7 +214,7 @@ func (w *worker) rootsLoop(ctx context.Context) error {
 func (w *worker) makeRoot(ctx context.Context, f leader.FS) error {
 	m, _ := w.d.Map()
 	if m == nil || m.Owners[f.Root.Bucket()].Proc == 0 {
-		return wire.Errorf("mgmt.fs", wire.KindUnavailable, f.Name, "nobody owns bucket %d yet", f.Root.Bucket())
+		return nil // nobody owns its bucket yet: the next map tells
 	}
 	actx, cancel := context.WithTimeout(ctx, askWait)
 	defer cancel()

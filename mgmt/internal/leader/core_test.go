@@ -497,7 +497,11 @@ func TestFilesystems(t *testing.T) {
 // others (fixture.check), epochs and the generation only rise, equal generations have equal maps, and when things calm
 // down every bucket has a living owner and loads differ by at most one.
 func TestRandomHistory(t *testing.T) {
-	for seed := range uint64(60) {
+	seeds := uint64(60)
+	if testing.Short() { // under the race detector, where each takes twenty times as long
+		seeds = 10
+	}
+	for seed := range seeds {
 		r := rand.New(rand.NewPCG(seed, 1))
 		f := newFixture(t, 6, 2+r.IntN(4), 1+r.IntN(64))
 		names := []string{}
