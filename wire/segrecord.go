@@ -86,7 +86,8 @@ func segSum(head []byte, sums int) uint64 {
 
 // DecodeSegHead reads the head of a record from b, which holds at least its first block; when the checksums go on past
 // b, need tells how many bytes of head it takes (call again with those). inline is the inline payload within b, or nil.
-// It verifies the head and the inline payload, not the payload blocks.
+// It verifies the head with its padding (a torn write may have left old bytes there, and a record is whole or none) and the
+// inline payload, not the payload blocks.
 func DecodeSegHead(b []byte) (r SegRecord, inline []byte, need int, err error) {
 	bad := func(what string) error { return Errorf("segment.record", KindCorrupt, "", "%s", what) }
 	le := binary.LittleEndian
@@ -124,6 +125,9 @@ func DecodeSegHead(b []byte) (r SegRecord, inline []byte, need int, err error) {
 		if xxhash.Sum64(inline) != le.Uint64(b[56:]) {
 			return r, nil, 0, bad("checksum of the payload")
 		}
+		if !isZero(b[SegHeaderBytes+r.Payload : BlockSize]) {
+			return r, nil, 0, bad("no zeros after the payload")
+		}
 		return r, inline, need, nil
 	}
 	if start != need || r.Payload > n*BlockSize {
@@ -132,7 +136,25 @@ func DecodeSegHead(b []byte) (r SegRecord, inline []byte, need int, err error) {
 	for i := range r.Sums {
 		r.Sums[i] = le.Uint64(b[SegHeaderBytes+8*i:])
 	}
+	if !isZero(b[SegHeaderBytes+8*n : need]) {
+		return r, nil, 0, bad("no zeros after the checksums")
+	}
 	return r, nil, need, nil
+}
+
+// isZero says that all bytes are zero. len(b) need not be a multiple of 8.
+func isZero(b []byte) bool {
+	for ; len(b) >= 8; b = b[8:] {
+		if binary.LittleEndian.Uint64(b) != 0 {
+			return false
+		}
+	}
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // StripSum combines the checksums of a strip's blocks into the one that the drive keeps.

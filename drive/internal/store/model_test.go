@@ -302,7 +302,7 @@ func (m *model) settle(s *Store, name string) {
 		}
 		got, kind := readAll(m.t, s, id, uint64(len(o.data)))
 		if kind != wire.KindNone || !bytes.Equal(got, o.data) {
-			m.t.Fatalf("%s: %s reads %v, equal %t", name, id, kind, bytes.Equal(got, o.data))
+			m.t.Fatalf("%s: %s (segment %t, sealed %t, %d bytes, runs %x) reads %v, %s", name, id, o.segment, o.sealed, len(o.data), s.idx.Runs(id), kind, difference(got, o.data))
 		}
 	}
 	for id := range have {
@@ -322,6 +322,18 @@ func (m *model) settle(s *Store, name string) {
 	}
 	m.maybePut, m.maybeAppend, m.maybeSegment, m.maybeSealed, m.maybeEpoch = nil, nil, wire.StripID{}, wire.StripID{}, 0
 	clear(m.maybeDeleted)
+}
+
+// difference tells where bytes differ, and what is there.
+func difference(got, want []byte) string {
+	out := fmt.Sprintf("%d bytes, want %d:", len(got), len(want))
+	for at := 0; at+format.BlockSize <= min(len(got), len(want)); at += format.BlockSize {
+		if g, w := got[at:at+format.BlockSize], want[at:at+format.BlockSize]; !bytes.Equal(g, w) {
+			r, _, _, err := wire.DecodeSegHead(g)
+			out += fmt.Sprintf(" block %d (%x, want %x; record %s at %d %v)", at/format.BlockSize, g[:8], w[:8], r.ID, r.Offset, err)
+		}
+	}
+	return out
 }
 
 // checkSpace verifies that free and used blocks are what the index says: nothing leaks.
@@ -431,14 +443,15 @@ func (h *history) run(name string, steps, crashAt int) (ios int) {
 func TestCrashEverywhere(t *testing.T) {
 	for _, volatile := range []bool{false, true} {
 		t.Run(fmt.Sprintf("volatile=%t", volatile), func(t *testing.T) {
-			arena, seeds := newArena(t), 3
+			t.Parallel()
+			arena, seeds := newArena(t), 2
 			if testing.Short() {
 				seeds = 1
 			}
 			for seed := range seeds {
-				ios := newHistory(t, arena, uint64(seed), 1, volatile, 3<<20).run("probe", 40, 0)
+				ios := newHistory(t, arena, uint64(seed), 1, volatile, 2<<20).run("probe", 40, 0)
 				for at := 1; at <= ios; at++ {
-					h := newHistory(t, arena, uint64(seed), 1, volatile, 3<<20)
+					h := newHistory(t, arena, uint64(seed), 1, volatile, 2<<20)
 					name := fmt.Sprintf("seed %d, crash at %d of %d", seed, at, ios)
 					h.run(name, 40, at)
 					h.run(name+", after", 10, 0)
