@@ -48,10 +48,14 @@ type Bucket struct {
 	coord    *txn.Coordinator
 	part     *txn.Participant
 	prepared map[wire.TxnID]*preparedTxn
-	cleanups map[cleanupID]*cleanup
-	reports  map[wire.Ino]struct{}
-	segments segments
-	nextDir  uint64 // where the next new directory goes
+	// forgetting counts decision records that are being removed.
+	forgetting int
+	cleanups   map[cleanupID]*cleanup
+	reports    map[wire.Ino]struct{}
+	// lastReport is when block counts were last reported to another bucket.
+	lastReport time.Time
+	segments   segments
+	nextDir    uint64 // where the next new directory goes
 
 	kick chan struct{} // wakes Run; holds one
 }
@@ -111,6 +115,12 @@ func (c *Config) setDefaults() error {
 	}
 	if c.LockWait == 0 {
 		c.LockWait = DefaultLockWait
+	}
+	if c.doubtAge == 0 {
+		c.doubtAge = doubtAge
+	}
+	if c.settlePause == 0 {
+		c.settlePause = settlePause
 	}
 	if c.Now == nil {
 		c.Now = func() int64 { return time.Now().UnixNano() }
@@ -349,9 +359,21 @@ func (b *Bucket) applyWait(batch *pebble.Batch) error {
 	if err := b.apply(batch, pebble.Sync); err != nil {
 		return err
 	}
-	if err := batch.SyncWait(); err != nil {
+	if err := b.durable(batch); err != nil {
 		b.fail(err)
 		return wire.E("meta.commit", wire.KindUnavailable, b.id(), err)
+	}
+	return nil
+}
+
+// durable waits until a batch is. Files that are lost to this process (a newer owner, an abort) report success to
+// Pebble, which would panic in places where nothing can stop it, and tell the truth by Err (logfs.PretendAfterLoss).
+func (b *Bucket) durable(batch *pebble.Batch) error {
+	if err := batch.SyncWait(); err != nil {
+		return err
+	}
+	if files, ok := b.cfg.FS.(interface{ Err() error }); ok {
+		return files.Err()
 	}
 	return nil
 }

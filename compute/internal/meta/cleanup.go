@@ -54,6 +54,12 @@ func (t *tx) dropRegionsFrom(n *inode, from uint64, gone bool) (*cleanup, error)
 		any = true
 		return false, nil
 	})
+	if err == nil && gone && !any { // other buckets may still remember that they have nothing
+		err = t.b.scan(inoPrefix(tagRemote, ino), nil, func(_, _ []byte) (bool, error) {
+			any = true
+			return false, nil
+		})
+	}
 	if err != nil || !any {
 		return nil, err
 	}
@@ -400,6 +406,7 @@ func (b *Bucket) DropRegions(ctx context.Context, req *wire.DropRegionsReq) (*wi
 	}
 	s.dirty = true
 	s.f.dropSeq, s.f.dropped = max(s.f.dropSeq, req.Seq), req.Last
+	s.f.version++ // so that the inode's bucket knows of the record, and has it removed with the inode
 	s.gone = req.Gone && req.Last
 	resp := s.answer()
 	if s.gone {

@@ -52,6 +52,9 @@ type Config struct {
 
 	// nameHash replaces wire.NameHash in tests of collisions.
 	nameHash func(name string) uint64
+	// doubtAge and settlePause replace the constants of those names in tests.
+	doubtAge    time.Duration
+	settlePause time.Duration
 }
 
 // Data stores blocks of file data in stripes and segments. All methods are safe for concurrent use.

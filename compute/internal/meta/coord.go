@@ -396,10 +396,18 @@ func (b *Bucket) decideAt(ctx context.Context, id wire.TxnID, bucket wire.Bucket
 func (b *Bucket) acked(id wire.TxnID, from wire.BucketID) {
 	b.mu.Lock()
 	last := b.coord.Acked(id, from)
+	if last {
+		b.forgetting++
+	}
 	b.mu.Unlock()
 	if !last {
 		return
 	}
+	defer func() {
+		b.mu.Lock()
+		b.forgetting--
+		b.mu.Unlock()
+	}()
 	// Not synced: if it is lost, the participants are told once more, which does no harm.
 	if err := b.guard(func() error { return b.db.Delete(decidedKey(id), noSync) }); err != nil {
 		b.fail(err)

@@ -2,7 +2,6 @@ package meta
 
 import (
 	"context"
-	"time"
 
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/rpc"
@@ -10,12 +9,9 @@ import (
 
 // st_blocks of a file whose regions lie in many buckets: each bucket counts what it maps of the inode, in all regions
 // above 0 together (tagForeign). A change is marked in the same batch (tagReport), and Run reports the new count to the
-// inode's bucket, at most every reportPause; so st_blocks is exact as soon as the reports are in, also after a crash. The
+// inode's bucket, every settlePause; so st_blocks is exact as soon as the reports are in, also after a crash. The
 // inode's bucket adds up what it was told (tagRemote, inode.remote). Reports recall no leases: they would take the
 // write lease away from who is just writing.
-
-// reportPause is how long changes are gathered before they are reported.
-const reportPause = 200 * time.Millisecond
 
 // reportBatch bounds the inodes of one report.
 const reportBatch = 1024

@@ -52,8 +52,9 @@ const (
 	// doubtAge is how long a prepared transaction waits for the decision before it asks the coordinator: many times the
 	// duration of a healthy one.
 	doubtAge = 500 * time.Millisecond
-	// settlePause is the pause between rounds of settling as long as something is left to do.
-	settlePause = 250 * time.Millisecond
+	// settlePause is the pause between rounds of settling as long as something is left to do: also how long changes of
+	// block counts are gathered before they are reported to the inode's bucket.
+	settlePause = 200 * time.Millisecond
 	// settleCall bounds one call of the settling to another bucket.
 	settleCall = 5 * time.Second
 	// settleParallel bounds its calls at once.

@@ -109,6 +109,11 @@ func (t *tx) settleLocation(s *locState) error {
 	if segment && l.live == 0 {
 		number := s.number
 		t.onApplied = append(t.onApplied, func() { t.b.segments.empty(number) })
+		t.onDurable = append(t.onDurable, func() {
+			if len(t.b.segments.free()) > 0 {
+				t.b.wake()
+			}
+		})
 		if err := t.set(zeroKey(number), appendFlagRecord(nil)); err != nil {
 			return err
 		}

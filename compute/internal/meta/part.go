@@ -182,7 +182,11 @@ func (b *Bucket) prepareFresh(ctx context.Context, req *wire.TxnPrepareReq) (_ *
 	b.mu.Lock()
 	b.prepared[p.id] = p
 	b.part.Prepared(p.id)
+	first := len(b.prepared) == 1
 	b.mu.Unlock()
+	if first {
+		b.wake() // Run looks again from time to time as long as there are any
+	}
 	b.crash("part.prepared")
 	return &wire.TxnPrepareResp{Attrs: p.attrs}, nil
 }
@@ -287,7 +291,7 @@ func (b *Bucket) doubts() []*preparedTxn {
 	defer b.mu.Unlock()
 	var out []*preparedTxn
 	for _, p := range b.prepared {
-		if (p.recovered || time.Since(p.since) >= doubtAge) && len(out) < settleBatch {
+		if (p.recovered || time.Since(p.since) >= b.cfg.doubtAge) && len(out) < settleBatch {
 			out = append(out, p)
 		}
 	}

@@ -22,14 +22,14 @@ func (b *Bucket) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		if b.enter() == nil {
-			if err := b.round(ctx); err != nil && ctx.Err() == nil {
+			if err := b.round(ctx, false); err != nil && ctx.Err() == nil {
 				b.log.Debug("bucket: not all settled yet", slog.Any("err", err))
 			}
 			b.leave()
 		}
 		// Reports are gathered for a moment; the rest waits for others to come back.
 		if b.PendingWork() > 0 {
-			timer.Reset(min(settlePause, reportPause))
+			timer.Reset(b.cfg.settlePause)
 		} else {
 			timer.Reset(time.Hour)
 		}
@@ -47,7 +47,7 @@ func (b *Bucket) Settle(ctx context.Context) error {
 			p.since = time.Time{} // do not wait for the decision: ask
 		}
 		b.mu.Unlock()
-		err := b.round(ctx)
+		err := b.round(ctx, true)
 		b.leave()
 		if b.PendingWork() == 0 {
 			return nil
@@ -65,11 +65,12 @@ func (b *Bucket) Settle(ctx context.Context) error {
 func (b *Bucket) PendingWork() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.prepared) + b.coord.Open() + len(b.cleanups) + len(b.reports)
+	return len(b.prepared) + b.coord.Open() + len(b.cleanups) + len(b.reports) + b.forgetting
 }
 
-// round tries everything once; the first error is given, but stops nothing else.
-func (b *Bucket) round(ctx context.Context) error {
+// round tries everything once (reports only when it is time for them, or all); the first error is given, but stops
+// nothing else.
+func (b *Bucket) round(ctx context.Context, all bool) error {
 	var g errgroup.Group
 	g.SetLimit(settleParallel)
 	call := func(f func(ctx context.Context) error) {
@@ -99,11 +100,22 @@ func (b *Bucket) round(ctx context.Context) error {
 	for _, cl := range b.idleCleanups() {
 		call(func(ctx context.Context) error { return b.cleanUp(ctx, cl) })
 	}
-	if home, inos := b.pendingReports(); len(inos) > 0 {
+	if home, inos := b.pendingReports(); len(inos) > 0 && b.reportNow(all) {
 		call(func(ctx context.Context) error { return b.report(ctx, home, inos) })
 	}
 	call(b.freeSegments)
 	return g.Wait()
+}
+
+// reportNow tells whether it is time for a report.
+func (b *Bucket) reportNow(all bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !all && time.Since(b.lastReport) < b.cfg.settlePause {
+		return false
+	}
+	b.lastReport = time.Now()
+	return true
 }
 
 // idleCleanups lists clean-ups that no request works on.

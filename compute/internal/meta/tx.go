@@ -314,7 +314,7 @@ func (t *tx) commit(h *held, c *call, reply wire.Message) error {
 		locks = append(locks, h.locks...)
 		h.release(last)
 	}
-	last.err = t.batch.SyncWait()
+	last.err = b.durable(t.batch)
 	close(last.done)
 	if last.err != nil {
 		b.fail(last.err)
