@@ -246,6 +246,37 @@ func TestTooFewDrives(t *testing.T) {
 	c.waitServed()
 }
 
+// TestReopen: a bucket whose database fails is opened again under the same epoch; what was acknowledged is there, what
+// sessions hold is still theirs, and requests meanwhile wait.
+func TestReopen(t *testing.T) {
+	c := newCluster(t)
+	a := c.compute(11, "a")
+	c.mgmt.assign(11)
+	c.waitServed()
+	c.makeRoot()
+	cl := c.client(21)
+	ino := cl.mustCreate(c.root, "f", modeFile)
+	cl.getAttr(ino, wire.LeaseWrite)
+	b := a.p.owner.Bucket(c.root.Bucket())
+	want := []string{"f"}
+	for i := range 5 {
+		go b.Fail(errors.New("the test says so"))
+		for k := range 10 {
+			name := fmt.Sprintf("f%d-%d", i, k)
+			cl.mustCreate(c.root, name, modeFile)
+			want = append(want, name)
+		}
+		eventually(t, "it was opened again", func() bool { s, _ := b.State(); return s == wire.BucketServing })
+	}
+	if got := cl.names(c.root); !slices.Equal(got, want) {
+		t.Fatalf("got %v", got)
+	}
+	if b != a.p.owner.Bucket(c.root.Bucket()) || !b.Leases.Holds(cl.sess, ino, wire.LeaseWrite) {
+		t.Fatal("the lease is gone")
+	}
+	cl.write(ino, 0, 1)
+}
+
 // TestDeposed: a drive that has seen a newer owner ends the service of the bucket at once, before any map tells.
 func TestDeposed(t *testing.T) {
 	c := newCluster(t)

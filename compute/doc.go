@@ -54,11 +54,11 @@
 //	mgmt does not answer, or the process stood still  own.Lease                TestSelfFencing
 //	a newer incarnation runs                          Run returns              TestNewerIncarnation
 //	a bucket moves while requests run                 own, requests repeated   TestMoveUnderLoad
-//	this process is killed                            the next owner replays   TestFailover
+//	processes are killed, one or both at once         the next owner replays   TestFailover, TestCrashes
 //	too few drives, a database that fails             BucketFailed, again      TestTooFewDrives, TestReopen
 //	a newer owner has fenced the drives               closed at once           TestDeposed
 //	a session does not answer a recall                reported to mgmt         TestSilentSession (internal/lease)
 //	a session dies with requests running              the barrier              TestBarrier (internal/session)
-//	two buckets open and wait for each other          UseOpen                  TestBothInDoubt
+//	two buckets open and wait for each other          UseOpen                  TestMoveUnderLoad, TestCrashes
 //	a frontend keeps leases for ever                  oldest recalled          TestSessionLimit (internal/lease)
 package compute

@@ -14,7 +14,7 @@ import (
 )
 
 // openBucket is the own.Opener: it fences every reachable drive, adopts the bucket's files, and opens its database.
-func (p *process) openBucket(ctx context.Context, b *own.Bucket, fail func(error)) (*own.Engine, error) {
+func (p *process) openBucket(ctx context.Context, b *own.Bucket) (*own.Engine, error) {
 	m := p.router.Map()
 	if m == nil {
 		return nil, wire.E("compute.open", wire.KindUnavailable, "", errors.New("no cluster map"))
@@ -37,7 +37,7 @@ func (p *process) openBucket(ctx context.Context, b *own.Bucket, fail func(error
 		Bucket: b.ID, Epoch: b.Epoch, Buckets: int(m.Buckets), StripeBlocks: int(m.K) * wire.StripBytes / wire.BlockSize,
 		FS: files, Cache: p.cache, FileCache: p.files, MemTableBytes: memTable,
 		Data: data, Leases: b.Leases, Opens: b.Opens, Sessions: p.sess, Peers: p.askBucket, Arena: p.arena,
-		Log: p.log, OnFail: fail,
+		Log: p.log, OnFail: b.Fail,
 	})
 	if err != nil {
 		files.Close()
@@ -51,7 +51,7 @@ func (p *process) openBucket(ctx context.Context, b *own.Bucket, fail func(error
 	watch.Go(func() {
 		select {
 		case <-data.Deposed():
-			fail(wire.Errorf("compute.bucket", wire.KindStaleEpoch, "", "a drive has seen a newer owner than epoch %d", b.Epoch))
+			b.Fail(wire.Errorf("compute.bucket", wire.KindStaleEpoch, "", "a drive has seen a newer owner than epoch %d", b.Epoch))
 		case <-ended:
 		}
 	})

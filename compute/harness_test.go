@@ -342,6 +342,7 @@ func (c *cluster) waitServed() {
 
 // run is a compute process that runs.
 type run struct {
+	p    *process
 	stop context.CancelFunc
 	err  chan error
 }
@@ -355,9 +356,15 @@ func (c *cluster) compute(proc wire.ProcID, host string) *run {
 		Name: fmt.Sprintf("compute%d", proc), Proc: proc, Cluster: testCluster, Mgmt: "mem:mgmt", Listen: "mem:" + host,
 		Memory: minMemoryBytes, Version: "test", Log: c.log.With("on", host), Net: c.net.Host(host),
 	}
-	go func() {
+	p, err := newProcess(cfg)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	r.p = p
+	go func() { // as Run does
 		defer close(done)
-		r.err <- Run(ctx, cfg)
+		defer p.free()
+		r.err <- p.run(ctx)
 	}()
 	c.t.Cleanup(func() {
 		for _, other := range []string{"mgmt", "drives"} {

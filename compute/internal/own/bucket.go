@@ -166,8 +166,8 @@ func (b *Bucket) RetryOrphans() {
 	}
 }
 
-// fail notes that the database has failed; the life of the bucket closes it and opens it again.
-func (b *Bucket) fail(err error) {
+// Fail says that the database has failed; the life of the bucket closes it and opens it again. It does not wait.
+func (b *Bucket) Fail(err error) {
 	b.mu.Lock()
 	if b.failed == nil {
 		b.failed = err

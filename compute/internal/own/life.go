@@ -169,7 +169,7 @@ func (o *Owner) open(ctx context.Context, b *Bucket) (*Engine, error) {
 		return nil, ctx.Err()
 	}
 	defer func() { <-o.slots }()
-	return o.cfg.Open(ctx, b, b.fail)
+	return o.cfg.Open(ctx, b)
 }
 
 // prepare settles what the bucket's former owner left in doubt and waits for the sessions; then the bucket serves.

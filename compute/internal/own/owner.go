@@ -24,9 +24,9 @@ type Engine struct {
 	Close func() error
 }
 
-// Opener fences the drives for the bucket's epoch, opens its files and its database. fail is to be called, from any
-// goroutine, when the database has failed.
-type Opener func(ctx context.Context, b *Bucket, fail func(error)) (*Engine, error)
+// Opener fences the drives for the bucket's epoch, opens its files and its database. When the database fails later,
+// Bucket.Fail is to be called, from any goroutine.
+type Opener func(ctx context.Context, b *Bucket) (*Engine, error)
 
 // Config configures an Owner. Required: Proc, Open, Peer, Alive.
 type Config struct {
