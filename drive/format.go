@@ -26,6 +26,7 @@ func Format(ctx context.Context, cfg FormatConfig) (err error) {
 	if verr := cfg.Validate(); verr != nil {
 		return wire.E(opFormat, wire.KindInvalid, cfg.Path, verr)
 	}
+	cfg.SizeBytes &^= wire.BlockSize - 1
 	created, err := prepareFile(cfg)
 	if created {
 		defer func() {
@@ -93,7 +94,7 @@ func prepareFile(cfg FormatConfig) (created bool, err error) {
 			err = wire.E(opFormat, wire.KindIO, cfg.Path, cerr)
 		}
 	}()
-	size := cfg.SizeBytes &^ (wire.BlockSize - 1)
+	size := cfg.SizeBytes
 	if err := preallocate(f, size); err != nil {
 		kind := wire.KindIO
 		if errors.Is(err, unix.ENOSPC) {

@@ -18,21 +18,19 @@ const sectorBytes = 512
 type CrashDevice struct {
 	volatile bool // has a cache: needs flushes
 
-	mu       sync.Mutex
-	cur      []byte // what reads see
-	durable  []byte // what survives for sure
-	pending  []*pendingWrite
-	ios      int // writes and flushes so far
-	crashAt  int // the IO at which it stops; 0 is never
-	crashed  bool
-	flushNum int
+	mu      sync.Mutex
+	cur     []byte // what reads see
+	durable []byte // what survives for sure
+	pending []*pendingWrite
+	ios     int // writes and flushes so far
+	crashAt int // the IO at which it stops; 0 is never
+	crashed bool
 }
 
 // pendingWrite is a write that no flush has covered.
 type pendingWrite struct {
 	off  int64
 	data []byte
-	done bool // it returned
 }
 
 // NewCrashDevice makes a device with these bytes (taken over). A volatile device needs flushes; of the other kind only
@@ -90,10 +88,11 @@ func (d *CrashDevice) Crash(rng *rand.Rand) []byte {
 	for _, w := range pending {
 		switch choice := rng.IntN(4); {
 		case choice < loseEvery-1: // lost
-		case choice == 3: // torn
-			for s := 0; s < len(w.data); s += sectorBytes {
+		case choice == 3: // torn: at sectors, or in pieces so large that some structures in it are whole
+			grain := sectorBytes << (3 * rng.IntN(2))
+			for s := 0; s < len(w.data); s += grain {
 				if rng.IntN(2) == 0 {
-					copy(img[w.off+int64(s):], w.data[s:s+sectorBytes])
+					copy(img[w.off+int64(s):], w.data[s:s+grain])
 				}
 			}
 		default:
@@ -144,7 +143,6 @@ func (d *CrashDevice) WriteAt(p []byte, off int64) error {
 		return errCrashed // under way when it crashed: it may have reached the device
 	}
 	copy(d.cur[off:], p)
-	w.done = true
 	if !d.volatile {
 		copy(d.durable[off:], p)
 		d.pending = d.pending[:len(d.pending)-1]
@@ -164,7 +162,6 @@ func (d *CrashDevice) Flush() error {
 	if d.crashed || d.step() {
 		return errCrashed
 	}
-	d.flushNum++
 	for _, w := range d.pending {
 		copy(d.durable[w.off:], w.data)
 	}

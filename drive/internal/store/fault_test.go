@@ -92,8 +92,10 @@ func (f *faulty) wantAbsent(id wire.StripID) {
 	}
 }
 
-func (f *faulty) inData(off int64) bool    { return off >= f.sb.DataOff }
-func (f *faulty) inJournal(off int64) bool { return off >= f.sb.JournalOff && off < f.sb.CheckpointOff[0] }
+func (f *faulty) inData(off int64) bool { return off >= f.sb.DataOff }
+func (f *faulty) inJournal(off int64) bool {
+	return off >= f.sb.JournalOff && off < f.sb.CheckpointOff[0]
+}
 
 // TestDataWriteError: a put whose data cannot be written is not there, now or after a restart, and takes no space.
 func TestDataWriteError(t *testing.T) {

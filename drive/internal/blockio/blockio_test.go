@@ -1,0 +1,247 @@
+package blockio
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crakefs/crake/wire"
+)
+
+func makeFile(t *testing.T, dir string, size int64) string {
+	t.Helper()
+	path := filepath.Join(dir, "device")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// conformance is what every Device must do.
+func conformance(t *testing.T, d Device) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(1, 2))
+	model := make([]byte, d.Size())
+	fill := func(b []byte) []byte {
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+		return b
+	}
+	for i := range 200 {
+		n := (1 + rng.IntN(8)) * Align
+		off := rng.Int64N((d.Size()-int64(n))/Align) * Align
+		b := AlignedBytes(n)
+		if i%5 == 0 {
+			b = make([]byte, n+1)[1:] // memory that is not aligned
+		}
+		switch rng.IntN(4) {
+		case 0:
+			if err := d.WriteAt(fill(b), off); err != nil {
+				t.Fatal(err)
+			}
+			copy(model[off:], b)
+		case 1:
+			parts := [][]byte{fill(b), fill(AlignedBytes(Align))}
+			if off+int64(n)+Align > d.Size() {
+				continue
+			}
+			if err := d.WriteVecAt(parts, off); err != nil {
+				t.Fatal(err)
+			}
+			copy(model[off:], bytes.Join(parts, nil))
+		case 2:
+			if err := d.ReadAt(b, off); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(b, model[off:off+int64(n)]) {
+				t.Fatalf("read of %d bytes at %d differs", n, off)
+			}
+		case 3:
+			if err := d.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, err := range map[string]error{
+		"read past the end":  d.ReadAt(AlignedBytes(2*Align), d.Size()-Align),
+		"write past the end": d.WriteAt(AlignedBytes(2*Align), d.Size()-Align),
+		"negative offset":    d.ReadAt(AlignedBytes(Align), -Align),
+		"odd offset":         d.WriteAt(AlignedBytes(Align), 512),
+		"odd length":         d.WriteAt(AlignedBytes(Align)[:512], 0),
+	} {
+		if !errors.Is(err, wire.KindInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if i := d.Info(); i.Path == "" || i.Engine == "" || i.Flush == "" || i.NeedsFlush == strings.HasPrefix(i.Flush, "none") {
+		t.Errorf("info %+v", i)
+	}
+}
+
+func TestCrashDeviceConforms(t *testing.T) {
+	conformance(t, NewCrashDevice(make([]byte, 1<<20), true))
+	conformance(t, NewFaultDevice(NewCrashDevice(make([]byte, 1<<20), false)))
+}
+
+// TestFile: a file on tmpfs needs no flush, one on a disk is flushed; both are opened with O_DIRECT, or say why not.
+func TestFile(t *testing.T) {
+	for _, parent := range []string{"/dev/shm", ""} {
+		dir, err := os.MkdirTemp(parent, "crake-blockio-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		d, err := OpenFile(makeFile(t, dir, 1<<20+100))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conformance(t, d)
+		i := d.Info()
+		if d.Size() != 1<<20 || i.Direct == (i.DirectReason != "") || i.Block || parent != "" && i.NeedsFlush {
+			t.Errorf("size %d, %+v", d.Size(), i)
+		}
+		t.Logf("%+v", i)
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestExclusive: a device belongs to one opener, until it closes or dies.
+func TestExclusive(t *testing.T) {
+	path := makeFile(t, t.TempDir(), 1<<20)
+	d, err := OpenFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenFile(path); !errors.Is(err, wire.KindRefused) {
+		t.Errorf("a second opening: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if d, err = OpenFile(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenFile(path + "x"); !errors.Is(err, wire.KindNotFound) {
+		t.Errorf("missing: %v", err)
+	}
+	if _, err := OpenFile("/dev/null"); !errors.Is(err, wire.KindRefused) {
+		t.Errorf("a character device: %v", err)
+	}
+}
+
+// loopDevice makes a block device of a file.
+func loopDevice(t *testing.T, file string) string {
+	t.Helper()
+	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("no loop devices here: %v", err)
+	}
+	defer func() { _ = ctl.Close() }()
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	for range 10 { // another process may take the same number
+		n, err := unix.IoctlRetInt(int(ctl.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			t.Skipf("no loop devices here: %v", err)
+		}
+		path := "/dev/loop" + itoa(n)
+		l, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Skipf("no loop devices here: %v", err)
+		}
+		err = unix.IoctlSetInt(int(l.Fd()), unix.LOOP_SET_FD, int(f.Fd()))
+		if err == nil {
+			t.Cleanup(func() {
+				_ = unix.IoctlSetInt(int(l.Fd()), unix.LOOP_CLR_FD, 0)
+				_ = l.Close()
+			})
+			return path
+		}
+		_ = l.Close()
+	}
+	t.Skip("no free loop device")
+	return ""
+}
+
+func itoa(n int) string {
+	if n < 10 {
+		return string(rune('0' + n))
+	}
+	return itoa(n/10) + itoa(n%10)
+}
+
+// TestBlockDevice: a real block device, opened exclusively.
+func TestBlockDevice(t *testing.T) {
+	path := loopDevice(t, makeFile(t, t.TempDir(), 4<<20))
+	d, err := OpenFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenFile(path); !errors.Is(err, wire.KindRefused) {
+		t.Errorf("a second opening: %v", err)
+	}
+	conformance(t, d)
+	if i := d.Info(); !i.Block || !i.NeedsFlush || d.Size() != 4<<20 {
+		t.Errorf("size %d, %+v", d.Size(), i)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCrashLoses: what was flushed is there after any crash; what was not may be there, lost or torn, and each occurs.
+func TestCrashLoses(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	d := NewCrashDevice(make([]byte, 1<<20), true)
+	one, two := AlignedBytes(Align), AlignedBytes(Align)
+	for i := range one {
+		one[i], two[i] = 1, 2
+	}
+	if err := errors.Join(d.WriteAt(one, 0), d.Flush(), d.WriteAt(two, Align)); err != nil {
+		t.Fatal(err)
+	}
+	var whole, lost, torn int
+	for range 300 {
+		img := d.Crash(rng)
+		if !bytes.Equal(img[:Align], one) {
+			t.Fatal("a flushed write is gone")
+		}
+		switch n := bytes.Count(img[Align:2*Align], []byte{2}); n {
+		case Align:
+			whole++
+		case 0:
+			lost++
+		default:
+			if torn++; n%sectorBytes != 0 {
+				t.Fatalf("torn inside a sector: %d bytes", n)
+			}
+		}
+	}
+	if whole == 0 || lost == 0 || torn == 0 {
+		t.Errorf("whole %d, lost %d, torn %d", whole, lost, torn)
+	}
+	d.CrashAfter(1)
+	if err := d.WriteAt(one, 0); err == nil || !d.Crashed() || d.ReadAt(one, 0) == nil {
+		t.Error("a crashed device works on")
+	}
+}
