@@ -118,15 +118,6 @@ func (b *Bucket) get(k key) (v []byte, closer io.Closer, found bool, err error) 
 	return nil, nil, false, b.dbError(err)
 }
 
-// has reports whether there is a record.
-func (b *Bucket) has(k key) (bool, error) {
-	_, c, ok, err := b.get(k)
-	if ok {
-		_ = c.Close()
-	}
-	return ok, err
-}
-
 // dbError gives an error of the database its kind.
 func (b *Bucket) dbError(err error) error {
 	if pebble.IsCorruptionError(err) {

@@ -31,6 +31,8 @@ type rig struct {
 	clock   atomic.Int64
 	noRun   bool
 
+	restarting sync.Mutex // one restart at a time
+
 	mu      sync.Mutex
 	nodes   []*node // the present owner of each bucket; nil while it is down
 	epochs  []wire.Epoch
@@ -181,8 +183,10 @@ func (n *node) crash(keep int) {
 	}()
 }
 
-// restart brings a crashed bucket back.
+// restart brings crashed buckets back.
 func (r *rig) restart() {
+	r.restarting.Lock()
+	defer r.restarting.Unlock()
 	for i := range r.n {
 		r.mu.Lock()
 		down := r.nodes[i] == nil
@@ -315,12 +319,11 @@ func (r *rig) Alive(s wire.SessionID) bool {
 // fakeLeases grants everything, except what a test takes away. It checks the rule that nobody waits for leases with a
 // lock held by counting, and that Grant happens within a Hold.
 type fakeLeases struct {
-	r     *rig
-	mu    sync.Mutex
-	lost  map[wire.Ino]bool // nobody has the write lease
-	held  map[wire.Ino]bool // another session has the write lease
-	holds []wire.Ino
-	hook  func(session wire.SessionID, inos []wire.Ino, change bool) error
+	r    *rig
+	mu   sync.Mutex
+	lost map[wire.Ino]bool // nobody has the write lease
+	held map[wire.Ino]bool // another session has the write lease
+	hook func(session wire.SessionID, inos []wire.Ino, change bool) error
 }
 
 func (l *fakeLeases) Hold(ctx context.Context, s wire.SessionID, inos []wire.Ino, change bool) (func(), error) {
@@ -494,6 +497,23 @@ func (r *rig) op() wire.OpID {
 func (r *rig) opAcked() wire.OpID {
 	s := r.seq.Add(1)
 	return wire.OpID{Session: r.session, Seq: s, Acked: s}
+}
+
+// nurse restarts what crashes until stop is called.
+func (r *rig) nurse() (stop func()) {
+	end, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-end:
+				return
+			case <-time.After(2 * time.Millisecond):
+				r.restart()
+			}
+		}
+	}()
+	return func() { close(end); <-done }
 }
 
 // do runs a request on the owner of a bucket.
