@@ -257,11 +257,15 @@ func (p *memPipe) end(err error) {
 		p.carry(p.unit)
 		p.unit = nil
 	}
-	if p.err == nil {
+	if p.err == nil || p.err == io.EOF { // the reader does not wait for what is held when it closes its end itself
 		p.err = err
 	}
+	held := p.err == io.EOF && len(p.held) > 0 // Heal lets it arrive
 	p.wake()
 	p.mu.Unlock()
+	if held {
+		return
+	}
 	p.n.mu.Lock()
 	delete(p.n.pipes, p)
 	p.n.mu.Unlock()
