@@ -27,6 +27,8 @@ const (
 	registerRetryMax = time.Second
 	// goodbyeTimeout: a goodbye is a courtesy.
 	goodbyeTimeout = time.Second
+	// ioProcessors is the least GOMAXPROCS of a process whose devices block; see spread.
+	ioProcessors = 4
 	// trimEvery is how often arena memory that is not needed goes back to the system.
 	trimEvery = 10 * time.Second
 

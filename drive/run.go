@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,10 +56,23 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			return err
 		}
 	}
+	p.spread()
 	return p.serve(ctx)
 }
 
-// devices pairs the open devices with their stores, for closing.
+// spread lets other goroutines run while some block in preads and pwrites. The runtime takes a processor away from a blocking call
+// only after 20 microseconds to 10 milliseconds, so with the one processor of a pinned process, IO would hardly overlap:
+// measured on a disk, 8 Puts of 128 KiB at once took 245 us each with one, 69 us with four. On tmpfs, where nothing blocks, it would
+// only cost switches.
+func (p *process) spread() {
+	for _, s := range p.stores {
+		if !s.Device().Info().Fast && runtime.GOMAXPROCS(0) < ioProcessors {
+			runtime.GOMAXPROCS(ioProcessors)
+		}
+	}
+}
+
+// closeDevices closes the devices of all stores.
 func (p *process) closeDevices() error {
 	var errs []error
 	for _, s := range p.stores {

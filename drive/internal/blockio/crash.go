@@ -25,6 +25,8 @@ type CrashDevice struct {
 	ios     int // writes and flushes so far
 	crashAt int // the IO at which it stops; 0 is never
 	crashed bool
+	// underWay is the write that was cut by the crash, the last of pending; nil when there is none.
+	underWay *pendingWrite
 }
 
 // pendingWrite is a write that no flush has covered.
@@ -75,6 +77,23 @@ func (d *CrashDevice) Image() []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.cur)
+}
+
+// Survive gives the device as it goes on when the process alone was killed: nothing is lost, but what was not flushed can
+// still be lost by a later crash. A write that was under way has reached it or not.
+func (d *CrashDevice) Survive(rng *rand.Rand) *CrashDevice {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.crashed = true
+	n := &CrashDevice{volatile: d.volatile, cur: slices.Clone(d.cur), durable: slices.Clone(d.durable), pending: slices.Clone(d.pending)}
+	if w := d.underWay; w != nil {
+		if rng.IntN(2) == 0 {
+			copy(n.cur[w.off:], w.data)
+		} else {
+			n.pending = n.pending[:len(n.pending)-1] // the crashing write is the last one
+		}
+	}
+	return n
 }
 
 // Crash gives a possible content after a power cut, chosen by rng.
@@ -140,7 +159,8 @@ func (d *CrashDevice) WriteAt(p []byte, off int64) error {
 	w := &pendingWrite{off: off, data: slices.Clone(p)}
 	d.pending = append(d.pending, w)
 	if d.step() {
-		return errCrashed // under way when it crashed: it may have reached the device
+		d.underWay = w
+		return errCrashed // it may have reached the device
 	}
 	copy(d.cur[off:], p)
 	if !d.volatile {

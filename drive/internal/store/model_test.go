@@ -361,7 +361,27 @@ type history struct {
 	arena    *wire.Arena
 	clients  []*model
 	image    []byte
+	alive    *blockio.CrashDevice // instead of image: the device survived the last process
 	volatile bool
+}
+
+// device gives the device as the last run left it.
+func (h *history) device() *blockio.CrashDevice {
+	if d := h.alive; d != nil {
+		h.alive = nil
+		return d
+	}
+	return blockio.NewCrashDevice(bytes.Clone(h.image), h.volatile)
+}
+
+// lose ends the life of a device: the process alone is killed, or the power is cut.
+func (h *history) lose(dev *blockio.CrashDevice) {
+	dev.Kill()
+	if h.rng.IntN(3) == 0 {
+		h.alive = dev.Survive(h.rng)
+	} else {
+		h.image = dev.Crash(h.rng)
+	}
 }
 
 func newHistory(t testing.TB, arena *wire.Arena, seed uint64, clients int, volatile bool, sizeBytes int64) *history {
@@ -375,19 +395,18 @@ func newHistory(t testing.TB, arena *wire.Arena, seed uint64, clients int, volat
 // open opens the image, perhaps crashing in the middle of the recovery first.
 func (h *history) open(name string) (*running, *blockio.CrashDevice) {
 	for range h.rng.IntN(3) {
-		dev := blockio.NewCrashDevice(bytes.Clone(h.image), h.volatile)
+		dev := h.device()
 		dev.CrashAfter(1 + h.rng.IntN(4))
 		r, err := start(h.t, dev, h.arena)
 		if err != nil && !dev.Crashed() {
 			h.t.Fatalf("%s: open: %v", name, err)
 		}
+		h.lose(dev)
 		if err == nil {
-			dev.Kill()
 			_ = r.stop()
 		}
-		h.image = dev.Crash(h.rng)
 	}
-	dev := blockio.NewCrashDevice(bytes.Clone(h.image), h.volatile)
+	dev := h.device()
 	r, err := start(h.t, dev, h.arena)
 	if err != nil {
 		h.t.Fatalf("%s: open: %v", name, err)
@@ -426,14 +445,7 @@ func (h *history) run(name string, steps, crashAt int) (ios int) {
 		h.image = dev.Crash(h.rng)
 		return ios
 	}
-	switch h.rng.IntN(4) {
-	case 0:
-		dev.Kill()
-		h.image = dev.Image() // the process alone was killed
-	default:
-		dev.Kill()
-		h.image = dev.Crash(h.rng)
-	}
+	h.lose(dev)
 	_ = r.stop()
 	return ios
 }

@@ -16,7 +16,7 @@ func populated(t testing.TB) (image []byte, want map[wire.StripID][]byte) {
 	t.Helper()
 	h := newHistory(t, newArena(t), 77, 1, false, 4<<20)
 	h.run("populate", 120, 0)
-	r := mustStart(t, blockio.NewCrashDevice(h.image, false), h.arena)
+	r := mustStart(t, h.device(), h.arena)
 	m := h.clients[0]
 	m.settle(r.Store, "populate")
 	for range 60 {
