@@ -25,8 +25,27 @@ const (
 // lastByte is the end of a lock on a whole file, as the kernel has it.
 const lastByte = ^uint64(0) >> 1
 
-// GetAttr gives what stat shows.
+// GetAttr gives what stat shows of an inode that the caller has in hand: of a directory that was removed under an opener, or a process
+// that works in it, that is what was last known, without links.
 func (fs *FS) GetAttr(ctx context.Context, ino wire.Ino) (wire.Attr, error) {
+	a, err := fs.attr(ctx, ino)
+	if err == nil || !gone(err) {
+		return a, err
+	}
+	in := fs.table.get(ino)
+	defer fs.table.put(in)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.attr.Mode&modeType != modeDir {
+		return a, err
+	}
+	a = in.attr
+	a.Nlink, a.Size = 0, 0
+	return a, nil
+}
+
+// attr gives the attributes of an inode, if it is there.
+func (fs *FS) attr(ctx context.Context, ino wire.Ino) (wire.Attr, error) {
 	in := fs.table.get(ino)
 	defer fs.table.put(in)
 	in.mu.Lock()

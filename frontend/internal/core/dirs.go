@@ -122,7 +122,7 @@ func (fs *FS) complete(ctx context.Context, entries []wire.DirEntry) {
 			continue
 		}
 		g.Go(func() error {
-			if a, err := fs.GetAttr(ctx, e.Ino); err == nil {
+			if a, err := fs.attr(ctx, e.Ino); err == nil {
 				e.Attr, e.HasAttr = a, true
 			}
 			return nil

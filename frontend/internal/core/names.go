@@ -17,7 +17,7 @@ func (fs *FS) Lookup(ctx context.Context, parent wire.Ino, name string) (wire.At
 		if ino == 0 {
 			return wire.Attr{}, wire.E("frontend.lookup", wire.KindNotFound, "", nil)
 		}
-		if a, err := fs.GetAttr(ctx, ino); err == nil || !gone(err) {
+		if a, err := fs.attr(ctx, ino); err == nil || !gone(err) {
 			return a, err
 		}
 		// It has gone meanwhile, and the recall of the directory is on its way.
@@ -34,7 +34,7 @@ func (fs *FS) Lookup(ctx context.Context, parent wire.Ino, name string) (wire.At
 	}
 	dir.keepName(asked, name, resp.Ino)
 	if !resp.HasAttr {
-		return fs.GetAttr(ctx, resp.Ino) // it lies in another bucket
+		return fs.attr(ctx, resp.Ino) // it lies in another bucket
 	}
 	in := fs.table.get(resp.Ino)
 	defer fs.table.put(in)

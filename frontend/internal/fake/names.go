@@ -87,6 +87,9 @@ func (f *Cluster) unlink(ctx context.Context, s wire.SessionID, q *wire.UnlinkRe
 	in.Attr.Nlink--
 	in.touch()
 	f.reap(in)
+	if q.Dir {
+		delete(f.Inodes, ino)
+	}
 	return &wire.UnlinkResp{Ino: ino}, nil
 }
 

@@ -295,7 +295,23 @@ func posixDirs(dir string) error {
 		}
 	}
 	entries, err = os.ReadDir(dir)
-	return errors.Join(err, check(len(entries) == 0, "%d entries left", len(entries)))
+	if err != nil || len(entries) != 0 {
+		return fmt.Errorf("%d entries left, %w", len(entries), err)
+	}
+	// A directory that is removed while it is open.
+	fd, err := unix.Open(dir, unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Rmdir(dir); err != nil {
+		return err
+	}
+	_, err = unix.Openat(fd, "x", unix.O_CREAT|unix.O_RDWR, 0o600)
+	var st unix.Stat_t
+	serr := unix.Fstat(fd, &st)
+	return errors.Join(check(errors.Is(err, unix.ENOENT), "create in a removed directory: %v", err),
+		check(serr == nil && st.Nlink == 0, "fstat of a removed directory: %d links, %v", st.Nlink, serr))
 }
 
 func posixLocks(dir string) error {

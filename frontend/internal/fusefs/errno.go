@@ -67,6 +67,15 @@ func errno(k wire.Kind) syscall.Errno {
 	return syscall.EIO
 }
 
+// nameStatus is status for what needs a name in a directory: if the directory is not there any more, there is no such name. (ESTALE
+// would make the kernel walk the path again, in vain.)
+func nameStatus(err error) fuse.Status {
+	if errors.Is(err, wire.KindStale) {
+		return fuse.ENOENT
+	}
+	return status(err)
+}
+
 // xattrStatus is status for extended attributes, where a missing inode and a missing attribute must not be confused.
 func xattrStatus(err error) fuse.Status {
 	switch {

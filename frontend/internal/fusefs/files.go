@@ -31,7 +31,7 @@ func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out 
 		return fuse.Status(syscall.ESTALE)
 	}
 	if err != nil {
-		return status(err)
+		return nameStatus(err)
 	}
 	f.setEntry(&out.EntryOut, &a)
 	out.OpenOut = fuse.OpenOut{Fh: h.ID, OpenFlags: openFlags}

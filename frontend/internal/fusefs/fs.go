@@ -87,7 +87,7 @@ func (f *FS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *
 	}
 	a, err := f.core.Lookup(ctx, f.ino(h.NodeId), name)
 	if err != nil {
-		return status(err)
+		return nameStatus(err)
 	}
 	f.setEntry(out, &a)
 	return fuse.OK
@@ -178,7 +178,7 @@ func (f *FS) make(ctx context.Context, h *fuse.InHeader, c core.Create, out *fus
 	}
 	a, err := f.core.Make(ctx, c)
 	if err != nil {
-		return status(err)
+		return nameStatus(err)
 	}
 	f.setEntry(out, &a)
 	return fuse.OK
@@ -209,14 +209,14 @@ func (f *FS) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name stri
 func (f *FS) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	ctx := f.begin(cancel, h)
 	defer ctx.finish()
-	return status(f.core.Unlink(ctx, f.ino(h.NodeId), name))
+	return nameStatus(f.core.Unlink(ctx, f.ino(h.NodeId), name))
 }
 
 // Rmdir removes a directory.
 func (f *FS) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	ctx := f.begin(cancel, h)
 	defer ctx.finish()
-	return status(f.core.Rmdir(ctx, f.ino(h.NodeId), name))
+	return nameStatus(f.core.Rmdir(ctx, f.ino(h.NodeId), name))
 }
 
 // Rename moves a name.
@@ -229,7 +229,7 @@ func (f *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName 
 	if in.Flags&^(wire.RenameNoReplace|wire.RenameExchange) != 0 {
 		return fuse.EINVAL
 	}
-	return status(f.core.Rename(ctx, f.ino(in.NodeId), oldName, f.ino(in.Newdir), newName, in.Flags))
+	return nameStatus(f.core.Rename(ctx, f.ino(in.NodeId), oldName, f.ino(in.Newdir), newName, in.Flags))
 }
 
 // Link makes a further name.
@@ -241,7 +241,7 @@ func (f *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fus
 	}
 	a, err := f.core.Link(ctx, f.ino(in.Oldnodeid), f.ino(in.NodeId), name)
 	if err != nil {
-		return status(err)
+		return nameStatus(err)
 	}
 	f.setEntry(out, &a)
 	return fuse.OK
