@@ -12,6 +12,8 @@ const (
 	defaultDeadline = 60 * time.Second
 	// statFresh is how old the answer to a StatFSReq may be before it is made anew in the background; df shows it.
 	statFresh = time.Second
+	// statStale is how old it may be at all: an older one is waited for. A frontend near a full cluster decides by it.
+	statStale = 2 * time.Second
 	// statWait bounds making it.
 	statWait = 2 * time.Second
 	// filesFresh is how old the count of inodes of all buckets may be: it asks every bucket.

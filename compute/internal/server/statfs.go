@@ -18,14 +18,15 @@ type stat struct {
 	busy    chan struct{} // not nil while it is made anew; closed then
 }
 
-// statFS tells the space of the cluster: all filesystems share it. It is a moment old.
+// statFS tells the space of the cluster: all filesystems share it. It is a moment old; nobody is told what it was when
+// somebody asked a long time ago.
 func (s *Server) statFS(ctx context.Context, req *rpc.Request) (wire.Message, error) {
 	var q wire.StatFSReq
 	if err := q.Decode(req.Meta); err != nil {
 		return nil, err
 	}
 	s.stat.mu.Lock()
-	have := !s.stat.at.IsZero()
+	have := time.Since(s.stat.at) < statStale
 	if time.Since(s.stat.at) > statFresh && s.stat.busy == nil {
 		busy := make(chan struct{})
 		s.stat.busy = busy
