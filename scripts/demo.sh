@@ -20,7 +20,7 @@ up)
 
 $mount is a Crake filesystem now. Try:
 
-  cp -r /usr/share/doc $mount/ && ls $mount/doc | head
+  cp -a \$(go env GOROOT)/src/net $mount/ && diff -r \$(go env GOROOT)/src/net $mount/net && echo equal
   bin/crake status --dir $dir
   bin/crake dev ps --dir $dir
   kill -9 \$(pgrep -f -- "--name drive2")   # a drive dies; $mount goes on; it comes back by itself
