@@ -510,6 +510,7 @@ func (fs *FS) segmentStart(ctx context.Context, id wire.StripID, at []replica) (
 func (r *recovery) copyLog(ctx context.Context, old *node) (*node, error) {
 	fs := r.fs
 	n := newNode(fs, old.name)
+	defer n.drop() // after an error; else nothing is left
 	n.kind, n.modTime, n.damage = old.kind, old.modTime, old.damage
 	if n.data.Class() != wire.ClassLog {
 		n.data = fs.b.NewID(wire.ClassLog, n.data.Number(), 0)
@@ -523,7 +524,6 @@ func (r *recovery) copyLog(ctx context.Context, old *node) (*node, error) {
 		}
 		if err != nil { // not its end, which was read: a segment before is broken. Nothing is thrown away then.
 			old.damage = err
-			n.drop()
 			n.logSeal()
 			return old, nil
 		}

@@ -79,7 +79,7 @@ func capacity(domains map[uint32]uint64, k, m int) uint64 {
 		}
 		sum += v
 	}
-	return sizes[len(sizes)-1] * uint64(k)
+	return sum / uint64(k+m) * uint64(k) // x is above every size: all are filled
 }
 
 func (s *Store) pollSpace(ctx context.Context) {
