@@ -192,7 +192,7 @@ func TestModel(t *testing.T) {
 		if !bytes.Equal(f.Content(h.Ino()), want) {
 			t.Fatalf("seed %d: the cluster has something else at the end", seed)
 		}
-		fs.Release(context.Background(), h, 0, false)
+		fs.Release(context.Background(), h, false)
 		eventually(t, "memory is free", func() bool { return fs.Dirty() == 0 && f.Arena.Used() == 0 })
 	}
 }
@@ -501,6 +501,6 @@ func TestReadahead(t *testing.T) {
 	if n := reads.Load(); n > 40 {
 		t.Errorf("%d reads of drives for 315 reads", n)
 	}
-	fs.Release(context.Background(), h, 0, false)
+	fs.Release(context.Background(), h, false)
 	eventually(t, "memory is free", func() bool { return f.Arena.Used() == 0 })
 }

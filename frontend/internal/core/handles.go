@@ -234,8 +234,8 @@ func (fs *FS) dropLocks(ctx context.Context, h *Handle) {
 	}
 }
 
-// Release ends a handle. With flock the flock lock of owner goes too.
-func (fs *FS) Release(ctx context.Context, h *Handle, owner uint64, flock bool) {
+// Release ends a handle. With flock its flock lock, whose owner is the handle's number, goes too.
+func (fs *FS) Release(ctx context.Context, h *Handle, flock bool) {
 	in := h.in
 	t := &fs.handles
 	t.mu.Lock()
@@ -244,7 +244,7 @@ func (fs *FS) Release(ctx context.Context, h *Handle, owner uint64, flock bool) 
 	h.dropReadahead()
 	fs.dropLocks(ctx, h)
 	if flock {
-		unlock := locks.Held{Owner: owner, Start: 0, End: lastByte, Type: wire.LockUnlock, Flock: true}
+		unlock := locks.Held{Owner: h.ID, Start: 0, End: lastByte, Type: wire.LockUnlock, Flock: true}
 		if err := fs.setLock(ctx, in, unlock, false); err != nil {
 			fs.log.Warn("flock not dropped", "ino", in.ino, "err", err)
 		}

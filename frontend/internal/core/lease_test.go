@@ -110,7 +110,7 @@ func TestUnlinkedOpen(t *testing.T) {
 		t.Errorf("read %q", got)
 	}
 	ino := h.Ino()
-	fs.Release(ctx, h, 0, false)
+	fs.Release(ctx, h, false)
 	eventually(t, "the inode is deleted", func() bool {
 		f.Mu.Lock()
 		defer f.Mu.Unlock()

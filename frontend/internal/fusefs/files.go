@@ -117,7 +117,7 @@ func (f *FS) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
 	}
 	ctx := f.begin(cancel, &in.InHeader)
 	defer ctx.finish()
-	f.core.Release(ctx, h, in.LockOwner, in.ReleaseFlags&fuse.FUSE_RELEASE_FLOCK_UNLOCK != 0)
+	f.core.Release(ctx, h, in.ReleaseFlags&fuse.FUSE_RELEASE_FLOCK_UNLOCK != 0)
 }
 
 // Fsync makes durable.
@@ -167,7 +167,12 @@ func (f *FS) CopyFileRange(<-chan struct{}, *fuse.CopyFileRangeIn) (uint32, fuse
 	return 0, fuse.ENOSYS
 }
 
+// held translates a lock. A flock belongs to the open file, so to the handle: the owner that the kernel tells is the address of its
+// struct file, which the next open may get while the release of the last one, and its unlock, are still under way.
 func held(in *fuse.LkIn) locks.Held {
+	if in.LkFlags&fuse.LK_FLOCK != 0 {
+		in.Owner = in.Fh
+	}
 	return locks.Held{Owner: in.Owner, Start: in.Lk.Start, End: in.Lk.End, Type: uint8(in.Lk.Typ), PID: in.Lk.Pid,
 		Flock: in.LkFlags&fuse.LK_FLOCK != 0}
 }
