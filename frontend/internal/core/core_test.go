@@ -310,6 +310,41 @@ func TestSizeAfterData(t *testing.T) {
 	}
 }
 
+// Claim: the same, where region 0 is committed long before the rest.
+func TestSizeWaitsForOtherRegions(t *testing.T) {
+	f := fake.New(t)
+	fs := client(t, f, 1, Config{})
+	h := create(t, fs, "f")
+	write(t, fs, h, 0, random(100000), 0)
+	write(t, fs, h, wire.RegionBytes, random(100000), 0)
+	var hold atomic.Bool
+	hold.Store(true)
+	f.SetHook(func(_ wire.SessionID, _ wire.BucketID, _ wire.Method, req wire.Message) error {
+		if q, ok := req.(*wire.WriteReq); ok && q.Files[0].Region > 0 && hold.Load() {
+			return fake.Err(wire.KindUnavailable)
+		}
+		return nil
+	})
+	size := func() (committed int, size uint64) {
+		f.Mu.Lock()
+		defer f.Mu.Unlock()
+		return len(f.Writes), f.Inodes[h.Ino()].Attr.Size
+	}
+	done := make(chan error)
+	go func() { done <- fs.Fsync(context.Background(), h) }()
+	eventually(t, "region 0 is committed", func() bool { n, _ := size(); return n == 1 })
+	if _, got := size(); got != 0 {
+		t.Errorf("size %d was published before region 1 is committed", got)
+	}
+	hold.Store(false)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if _, got := size(); got != wire.RegionBytes+100000 {
+		t.Errorf("size %d after fsync", got)
+	}
+}
+
 // Claim: dirty memory never passes its bound, and writers wait instead.
 func TestDirtyBound(t *testing.T) {
 	f := fake.New(t)

@@ -399,3 +399,27 @@ func TestNames(t *testing.T) {
 		t.Errorf("%d requests for names that are known", n)
 	}
 }
+
+// Claim: an answer about a name that our own mutation overtook is not kept.
+func TestLateLookup(t *testing.T) {
+	f := fake.New(t)
+	fs, other := client(t, f, 1, Config{}), client(t, f, 2, Config{})
+	create(t, other, "first") // so that the directory is not known to be empty
+	ctx := context.Background()
+	stat(t, fs, fs.Root())
+	var once sync.Once
+	f.Mu.Lock()
+	f.After = func(s wire.SessionID, _ wire.BucketID, m wire.Method, _ wire.Message) error {
+		if s == 1 && m == wire.MLookup {
+			once.Do(func() { create(t, fs, "x") }) // the answer, that there is none, is on its way
+		}
+		return nil
+	}
+	f.Mu.Unlock()
+	if _, err := fs.Lookup(ctx, fs.Root(), "x"); !errors.Is(err, wire.KindNotFound) {
+		t.Fatalf("the answer itself: %v", err)
+	}
+	if _, err := fs.Lookup(ctx, fs.Root(), "x"); err != nil {
+		t.Errorf("absence was remembered though the name was made meanwhile: %v", err)
+	}
+}
