@@ -174,6 +174,23 @@ func block(t *testing.T, arena *wire.Arena, fill byte, n int) (wire.Data, []uint
 	return b.Data(n * wire.BlockSize), sums
 }
 
+// ask sends a request.
+func ask(t *testing.T, c *rpc.Conn, method wire.Method, req, resp wire.Message, data wire.Data) (wire.Data, error) {
+	t.Helper()
+	call := &rpc.Call{Method: method, Req: req, Resp: resp, Data: data}
+	err := c.Do(t.Context(), call)
+	return call.RespData, err
+}
+
+// flatten copies data and releases it.
+func flatten(data wire.Data) (b []byte) {
+	for _, p := range data {
+		b = append(b, p.B...)
+	}
+	data.Release()
+	return b
+}
+
 // TestServe: every method through a socket, for two devices of one process, and everything again after a restart.
 func TestServe(t *testing.T) {
 	dir := t.TempDir()
@@ -186,9 +203,7 @@ func TestServe(t *testing.T) {
 	arena := testArena(t)
 	c := dial(t, d.addr, arena, wire.RoleCompute)
 	do := func(c *rpc.Conn, method wire.Method, req, resp wire.Message, data wire.Data) (wire.Data, error) {
-		call := &rpc.Call{Method: method, Req: req, Resp: resp, Data: data}
-		err := c.Do(t.Context(), call)
-		return call.RespData, err
+		return ask(t, c, method, req, resp, data)
 	}
 	must := func(_ wire.Data, err error) {
 		t.Helper()
@@ -242,11 +257,7 @@ func TestServe(t *testing.T) {
 		}}, &rr, nil)
 		must(nil, err)
 		want := append(bytes.Clone(data[0].B[:2*wire.BlockSize]), rec.Bytes()...)
-		var flat []byte
-		for _, p := range got {
-			flat = append(flat, p.B...)
-		}
-		got.Release()
+		flat := flatten(got)
 		kinds := []wire.Kind{wire.KindNone, wire.KindNotFound, wire.KindRange, wire.KindNone}
 		for i, k := range kinds {
 			if len(rr.Status) != len(kinds) || rr.Status[i] != k {

@@ -248,3 +248,34 @@ func TestStaleBatchDoesNotCount(t *testing.T) {
 		f.wantBytes(tableID(1), victim)
 	}
 }
+
+// TestStaleRecordsAreErased: of an append of two records the device kept only the second. The segment ends before both, and
+// after another append in the place of the first, and another crash, the second still does not count.
+func TestStaleRecordsAreErased(t *testing.T) {
+	f := newFaulty(t, true)
+	acked, err := f.appendRecords(logID(1), 0, 0)
+	f.wantKind("append", err, wire.KindNone)
+	lost, err := f.appendRecords(logID(1), uint64(len(acked)), 0, 2)
+	f.wantKind("append", err, wire.KindNone)
+	image := f.base.Image()
+	at := f.dataOffset(f.idx.Runs(logID(1))[0]) + int64(len(acked))
+	_ = f.stop()
+	clear(image[at : at+format.BlockSize])
+
+	f.base = blockio.NewCrashDevice(image, true)
+	f.running = mustStart(t, f.base, f.arena)
+	if entries, _ := f.List(1, wire.ClassLog, wire.StripID{}, 0); len(entries) != 1 || entries[0].Len != uint64(len(acked)) {
+		t.Fatalf("%+v; want a length of %d", entries, len(acked))
+	}
+	again, err := f.appendRecords(logID(1), uint64(len(acked)), 0)
+	f.wantKind("append", err, wire.KindNone)
+	if bytes.Equal(again, lost[:format.BlockSize]) {
+		t.Fatal("the test appends the same record")
+	}
+	f.reopen(true)
+	entries, _ := f.List(1, wire.ClassLog, wire.StripID{}, 0)
+	if want := uint64(len(acked) + len(again)); entries[0].Len != want {
+		t.Errorf("length %d after the restart, want %d", entries[0].Len, want)
+	}
+	f.wantBytes(logID(1), append(acked, again...))
+}
