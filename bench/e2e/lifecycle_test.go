@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/csv"
 	"encoding/json"
 	"errors"
@@ -133,6 +134,34 @@ func TestDownAndUpWithoutMgmt(t *testing.T) {
 	}
 	must(t, c.Up()) // of a cluster that runs
 	healthy(t, c)
+}
+
+// What was written and never synced reaches the drives before an orderly stop or an umount has ended.
+func TestOrderlyStopKeepsUnsyncedData(t *testing.T) {
+	c := start(t, devcluster.Options{})
+	want := make([]byte, 5<<20)
+	fill(want, random(t).Uint64())
+	check := func(path, when string) {
+		t.Helper()
+		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", when, len(got), err)
+		}
+	}
+	second := addMount(t, c, "default")
+	must(t, os.WriteFile(filepath.Join(second, "a"), want, 0o600))
+	_, err := c.Crake("umount", "--dir", c.Dir, second)
+	must(t, err)
+	check(filepath.Join(c.Mount, "a"), "after umount of the mount that wrote it")
+	must(t, os.WriteFile(filepath.Join(c.Mount, "b"), want, 0o600))
+	must(t, c.Down())
+	must(t, c.Up())
+	check(filepath.Join(c.Mount, "b"), "after dev down")
+	// The same when nobody is there to stop it in order.
+	must(t, os.WriteFile(filepath.Join(c.Mount, "c"), want, 0o600))
+	killMgmt(t, c)
+	must(t, c.Down())
+	must(t, c.Up())
+	check(filepath.Join(c.Mount, "c"), "after dev down without mgmt")
 }
 
 // killMgmt kills mgmt and its keeper, and nothing else.
