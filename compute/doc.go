@@ -6,7 +6,8 @@
 //
 //  1. A frame arrives on a connection (package wire/rpc); process.handle refuses it when the process stops, and
 //     internal/server looks up its method and whether this kind of peer may ask for it.
-//  2. The right to serve: own.Lease is good until half of the lease time after the last good heartbeat was sent.
+//  2. The right to serve: own.Lease is good until half of the lease time after the last good heartbeat was sent (or since
+//     it was certain that no mgmt runs which could give away what we own: package wire/away).
 //  3. The barrier: session.Tracker waits until every map that the sender has seen is acted upon here. So a session that
 //     another one knows to be dead has no request running any more.
 //  4. Session and bucket: the session lives and belongs to the sender; this process owns the bucket under the epoch that the
