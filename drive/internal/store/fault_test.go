@@ -605,3 +605,30 @@ func TestShutdown(t *testing.T) {
 		t.Error("an orderly end left something to replay")
 	}
 }
+
+// TestBlocksAreGivenDurablyFirst: before the first byte goes to new blocks of a segment, the record that gives them is
+// durable; see Append for why.
+func TestBlocksAreGivenDurablyFirst(t *testing.T) {
+	f := newFaulty(t, true)
+	var mu sync.Mutex
+	var trace string
+	f.dev.BeforeIO(func(op string, off int64, _ int) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case op == "flush":
+			trace += "F"
+		case op == "write" && f.inJournal(off):
+			trace += "J"
+		case op == "write" && f.inData(off):
+			trace += "D"
+		}
+	})
+	acked, err := f.appendRecords(logID(1), 0, 0)
+	f.wantKind("append", err, wire.KindNone)
+	_, err = f.appendRecords(logID(1), uint64(len(acked)), 0)
+	f.wantKind("append", err, wire.KindNone)
+	if trace != "JFDF"+"DF" {
+		t.Errorf("IOs %s, want JFDF for the append that takes blocks, then DF", trace)
+	}
+}
