@@ -62,7 +62,9 @@ func (fs *FS) Close() {
 	}
 	fs.mu.Unlock()
 	for _, n := range nodes {
+		n.write.Lock() // who writes sends from the memory that goes; it has been told to stop
 		n.drop()
+		n.write.Unlock()
 	}
 }
 
@@ -98,6 +100,18 @@ func (fs *FS) outcome(err error) error {
 		return nil
 	}
 	return err
+}
+
+// gone says that a write is not to be tried any more, and what it reports.
+func (fs *FS) gone() (bool, error) {
+	err := fs.Err()
+	if err == nil {
+		return false, nil
+	}
+	if fs.pretend {
+		return true, nil
+	}
+	return true, err
 }
 
 // pretends says that writes go nowhere.

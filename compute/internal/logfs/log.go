@@ -20,8 +20,8 @@ type segRef struct {
 
 // logWrite takes bytes for the next Sync. n.write is held.
 func (n *node) logWrite(p []byte) error {
-	if n.fs.pretends() {
-		return nil
+	if gone, err := n.fs.gone(); gone {
+		return err
 	}
 	for len(p) > 0 {
 		if n.bufLen == MaxRecordBytes {
@@ -44,7 +44,10 @@ func (n *node) logWrite(p []byte) error {
 
 // logSync makes all that was written durable: one record, sent to all replicas at once. n.write is held.
 func (n *node) logSync() error {
-	if n.bufLen == 0 || n.fs.pretends() {
+	if gone, err := n.fs.gone(); gone { // even if nothing waits: Close may have thrown it away
+		return err
+	}
+	if n.bufLen == 0 {
 		return nil
 	}
 	rec := wire.SegRecord{Epoch: n.fs.b.Epoch(), Payload: n.bufLen}

@@ -285,3 +285,49 @@ func TestGrow(t *testing.T) {
 	}
 	check(t, f.Close())
 }
+
+// TestLost: after the bucket has a newer owner, or the FS was closed, no Sync reports what is not true, unless the user
+// has promised to ask for Err.
+func TestLost(t *testing.T) {
+	for _, pretend := range []bool{false, true} {
+		for _, how := range []string{"deposed", "closed"} {
+			c := storetest.New(t, 6, 4, 2)
+			w := newWorld(t, c)
+			fs := w.open(1)
+			if pretend {
+				fs.PretendAfterLoss()
+			}
+			wal, err := fs.Create("1.log", "pebble-wal")
+			check(t, err)
+			sst, err := fs.Create("1.sst", vfs.WriteCategoryUnspecified)
+			check(t, err)
+			_, err = wal.Write([]byte("never durable"))
+			check(t, err)
+			_, err = sst.Write(make([]byte, 10_000))
+			check(t, err)
+			if how == "closed" {
+				fs.Close()
+			} else {
+				w.open(2)
+			}
+			for i, f := range []vfs.File{wal, sst, wal, sst} {
+				err := f.Sync()
+				if (err == nil) != pretend {
+					t.Errorf("%s, pretend %v: Sync %d: %v", how, pretend, i, err)
+				}
+				if fs.Err() == nil {
+					t.Errorf("%s, pretend %v: no Err after Sync %d", how, pretend, i)
+				}
+			}
+			if _, err := fs.Create("2.log", "pebble-wal"); (err == nil) != pretend {
+				t.Errorf("%s, pretend %v: Create: %v", how, pretend, err)
+			}
+			if err := wal.Close(); (err == nil) != pretend {
+				t.Errorf("%s, pretend %v: Close: %v", how, pretend, err)
+			}
+			_ = sst.Close()
+			fs.Close()
+			expectList(t, w.open(3), "", "1.log")
+		}
+	}
+}

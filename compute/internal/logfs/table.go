@@ -16,8 +16,8 @@ func (fs *FS) chunkBytes() int {
 
 // tableWrite adds bytes to a table. n.write is held.
 func (n *node) tableWrite(p []byte) error {
-	if n.fs.pretends() {
-		return nil
+	if gone, err := n.fs.gone(); gone {
+		return err
 	}
 	n.dirty = true
 	limit := n.fs.chunkBytes()
@@ -103,7 +103,10 @@ func (n *node) putChunk(data wire.Data, bytes int) (chunk, error) {
 
 // tableSync makes the table exist with all that was written. n.write is held.
 func (n *node) tableSync() error {
-	if !n.dirty || n.fs.pretends() {
+	if gone, err := n.fs.gone(); gone {
+		return err
+	}
+	if !n.dirty {
 		return nil
 	}
 	if n.inMem {

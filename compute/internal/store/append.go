@@ -34,8 +34,11 @@ type appendResult struct {
 // wait waits for the appending goroutine; the bucket's ctx has ended, so that no other starts.
 func (a *appender) wait() {
 	a.mu.Lock()
-	a.mu.Unlock() //nolint:staticcheck // an Append that saw the ctx alive has counted its goroutine now
-	a.idle.Wait()
+	busy := a.busy // an Append that saw the ctx alive has counted its goroutine by now
+	a.mu.Unlock()
+	if busy {
+		a.idle.Wait()
+	}
 }
 
 // Append adds blocks (at most MaxAppendBlocks, with their sums) to the bucket's open data segment and returns when all
