@@ -32,6 +32,7 @@ type rig struct {
 	noRun   bool
 
 	restarting sync.Mutex // one restart at a time
+	wrapFS     func(vfs.FS) vfs.FS
 
 	mu      sync.Mutex
 	nodes   []*node // the present owner of each bucket; nil while it is down
@@ -108,6 +109,9 @@ func (r *rig) start(i int) *node {
 		Now: func() int64 { return r.clock.Add(1) }, Crash: n.point, nameHash: r.opts.nameHash, MemTableBytes: r.opts.memTable,
 		doubtAge: 20 * time.Millisecond, settlePause: 10 * time.Millisecond,
 	}
+	if r.wrapFS != nil {
+		cfg.FS = r.wrapFS(cfg.FS)
+	}
 	r.stores[i].newOwner()
 	r.mu.Unlock()
 	b, err := Open(context.Background(), cfg)
@@ -140,7 +144,7 @@ func (r *rig) stop(i int) {
 	}
 	n.cancel()
 	<-n.ran
-	if err := n.b.Close(); err != nil {
+	if err := n.b.Close(); err != nil && n.b.Err() == nil {
 		r.t.Errorf("close bucket %d: %v", i, err)
 	}
 }
@@ -314,6 +318,53 @@ func (r *rig) Alive(s wire.SessionID) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return !r.dead[s]
+}
+
+// brokenFS fails writes or syncs once it is on.
+type brokenFS struct {
+	vfs.FS
+	what string
+	on   atomic.Bool
+}
+
+type brokenFile struct {
+	vfs.File
+	fs *brokenFS
+}
+
+var errBroken = errors.New("the device is broken")
+
+func (b *brokenFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := b.FS.Create(name, c)
+	return &brokenFile{f, b}, err
+}
+
+func (b *brokenFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := b.FS.ReuseForWrite(oldname, newname, c)
+	return &brokenFile{f, b}, err
+}
+
+func (f *brokenFile) fails(what string) bool { return f.fs.on.Load() && f.fs.what == what }
+
+func (f *brokenFile) Write(b []byte) (int, error) {
+	if f.fails("write") {
+		return 0, errBroken
+	}
+	return f.File.Write(b)
+}
+
+func (f *brokenFile) Sync() error {
+	if f.fails("sync") {
+		return errBroken
+	}
+	return f.File.Sync()
+}
+
+func (f *brokenFile) SyncData() error {
+	if f.fails("sync") {
+		return errBroken
+	}
+	return f.File.SyncData()
 }
 
 // fakeLeases grants everything, except what a test takes away. It checks the rule that nobody waits for leases with a
