@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -348,6 +349,19 @@ func TestFenceKeepsOldOwnerOut(t *testing.T) {
 		}
 		if _, err := newBucket(t, s, 1).PutMirrored(ctx, old.NewID(wire.ClassFile, 1, 0), d, sums); err == nil {
 			t.Fatalf("mirrored, with %v not fenced", away)
+		}
+		// And if it cannot even ask the others, so that nobody tells it of the newer owner.
+		for d := wire.DriveID(1); d <= 6; d++ {
+			if !slices.Contains(away, d) {
+				c.Kill(d)
+			}
+		}
+		cut := newBucket(t, s, 1)
+		if _, _, err := cut.Append(ctx, d, sums); err == nil {
+			t.Fatalf("acknowledged by %v alone", away)
+		}
+		if _, err := cut.PutMirrored(ctx, cut.NewID(wire.ClassFile, 1, 0), d, sums); err == nil {
+			t.Fatalf("mirrored by %v alone", away)
 		}
 	})
 }
