@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/crakefs/crake/wire"
 	"golang.org/x/sys/unix"
@@ -244,6 +245,23 @@ func (r *rig) checkCounts(b *Bucket, inodes map[wire.Ino]*inode, local, abroad m
 
 // check makes sure that nothing is locked.
 func (t *lockTable) check(say func(string, ...any)) {
+	for i := range t.shards { // a commit of Run may be on its last step
+		s := &t.shards[i]
+		var last []*ticket
+		s.mu.Lock()
+		for _, e := range s.m {
+			if e.last != nil {
+				last = append(last, e.last)
+			}
+		}
+		s.mu.Unlock()
+		for _, l := range last {
+			_ = l.wait()
+		}
+		if len(last) > 0 {
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.mu.Lock()
