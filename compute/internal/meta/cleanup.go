@@ -260,25 +260,28 @@ func (b *Bucket) dropAll(ctx context.Context, cl *cleanup, regions map[wire.Buck
 			cl.touched[bucket] = nil
 		}
 	}
+	var ask []wire.BucketID
+	for bucket := range cl.touched {
+		if last || len(regions[bucket]) > 0 {
+			ask = append(ask, bucket)
+		}
+	}
+	left := make([]*wire.RegionBlocks, len(ask))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(settleParallel)
-	var mu sync.Mutex // guards cl.touched
-	for bucket := range cl.touched {
-		if !last && len(regions[bucket]) == 0 {
-			continue
-		}
-		list := regions[bucket]
-		g.Go(func() error {
-			r, err := b.dropAt(ctx, cl, bucket, list, last)
-			if err == nil {
-				mu.Lock()
-				cl.touched[bucket] = r
-				mu.Unlock()
-			}
+	for i, bucket := range ask {
+		g.Go(func() (err error) {
+			left[i], err = b.dropAt(ctx, cl, bucket, regions[bucket], last)
 			return err
 		})
 	}
-	return g.Wait()
+	err := g.Wait()
+	for i, bucket := range ask {
+		if left[i] != nil {
+			cl.touched[bucket] = left[i]
+		}
+	}
+	return err
 }
 
 // dropAt asks one bucket, in portions.
