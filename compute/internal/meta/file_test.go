@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -447,5 +448,53 @@ func TestSetAttr(t *testing.T) {
 	wantKind(t, err, wire.KindStale)
 	if _, err := b.ReadLink(ctxT(t), &wire.ReadLinkReq{Ino: f}); !errors.Is(err, wire.KindInvalid) {
 		t.Fatal(err)
+	}
+}
+
+// Every inode that an operation changes is taken from the caches of other sessions first: parents, what gets or loses a
+// name, what is replaced; in whatever bucket it lies.
+func TestHoldsWhatChanges(t *testing.T) {
+	r := newRig(t, 4, rigOptions{})
+	s := &scene{}
+	base(r, s)
+	d := r.dirIn(s.a, "d", 2)
+	var mu sync.Mutex
+	held := map[wire.Ino]bool{}
+	r.leases.hook = func(_ wire.SessionID, inos []wire.Ino, change bool) error {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, ino := range inos {
+			held[ino] = held[ino] || change
+		}
+		return nil
+	}
+	for _, step := range []struct {
+		what string
+		inos []wire.Ino
+		do   func() error
+	}{
+		{"create", []wire.Ino{s.a}, func() error { return errOf(r.tryCreate(r.op(), s.a, "n", unix.S_IFREG)) }},
+		{"mkdir", []wire.Ino{s.a}, func() error { return errOf(r.tryCreate(r.op(), s.a, "m", unix.S_IFDIR)) }},
+		{"link", []wire.Ino{s.f, s.a}, func() error { return r.link(s.f, s.a, "f2") }},
+		{"link elsewhere", []wire.Ino{s.f, s.b}, func() error { return r.link(s.f, s.b, "f3") }},
+		{"rename over", []wire.Ino{s.f, s.g, s.a, s.b}, func() error { return r.rename(s.a, "f", s.b, "g", 0) }},
+		{"move of a directory", []wire.Ino{d, s.a, s.b}, func() error { return r.rename(s.a, "d", s.b, "d", 0) }},
+		{"exchange", []wire.Ino{d, s.f, s.b}, func() error { return r.rename(s.b, "d", s.b, "g", wire.RenameExchange) }},
+		{"unlink", []wire.Ino{s.f, s.a}, func() error { return r.unlink(s.a, "f2", false) }},
+		{"rmdir", []wire.Ino{d, s.b}, func() error { return r.unlink(s.b, "g", true) }},
+	} {
+		mu.Lock()
+		clear(held)
+		mu.Unlock()
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.what, err)
+		}
+		mu.Lock()
+		for _, ino := range step.inos {
+			if !held[ino] {
+				t.Errorf("%s changes inode %x, which others may have in their caches", step.what, ino)
+			}
+		}
+		mu.Unlock()
 	}
 }

@@ -15,6 +15,8 @@ const (
 	DefaultLockWait = 10 * time.Second
 	// MaxReaddirEntries is the most entries of one answer: at 400 bytes each under 2 MiB.
 	MaxReaddirEntries = 4096
+	// MaxWriteFiles is the most files of one WriteReq: each is compared with the others, and locked.
+	MaxWriteFiles = 1024
 	// MaxPrepareRegions is the most regions of one PrepareReq (32 KiB of numbers, 16 GiB of file).
 	MaxPrepareRegions = 4096
 	// MaxXattrs is the most extended attributes of one inode.
@@ -59,6 +61,8 @@ const (
 	settleCall = 5 * time.Second
 	// settleParallel bounds its calls at once.
 	settleParallel = 8
+	// complainPause bounds how often a bucket says that it cannot settle something because of corrupt records.
+	complainPause = time.Minute
 	// settleBatch bounds the transactions, clean-ups and reports looked at in one round; the rest waits for the next.
 	settleBatch = 256
 	// abortCall bounds how long a coordinator tells a participant that it gave up; who is not told asks.

@@ -14,6 +14,7 @@ import (
 func (b *Bucket) Run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	var complained time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -22,8 +23,11 @@ func (b *Bucket) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		if b.enter() == nil {
-			if err := b.round(ctx, false); err != nil && ctx.Err() == nil {
-				b.log.Debug("bucket: not all settled yet", slog.Any("err", err))
+			// That others are away is no event here; that a record makes no sense will not pass by itself.
+			err := b.round(ctx, false)
+			if errors.Is(err, wire.KindCorrupt) && time.Since(complained) > complainPause {
+				complained = time.Now()
+				b.log.Error("bucket: something cannot be settled", slog.Any("err", err))
 			}
 			b.leave()
 		}

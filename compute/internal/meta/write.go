@@ -93,6 +93,9 @@ func (w *writeOp) parse() error {
 	if w.req.Bucket != w.b.cfg.Bucket {
 		return wire.E("meta.write", wire.KindMoved, w.b.id(), nil)
 	}
+	if len(w.req.Files) > MaxWriteFiles {
+		return wire.Errorf("meta.write", wire.KindOverLimit, w.b.id(), "%d files", len(w.req.Files))
+	}
 	off := 0
 	for i := range w.req.Files {
 		f := &w.req.Files[i]
