@@ -46,19 +46,6 @@ type Config struct {
 func (c *Config) Validate() error {
 	var errs []error
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	errs = append(errs, c.validateClient())
-	if c.Mount == "" {
-		add("--mount is missing")
-	} else if !filepath.IsAbs(c.Mount) {
-		add("--mount: %s is not an absolute path", c.Mount)
-	}
-	return errors.Join(errs...)
-}
-
-// validateClient is Validate without the mount point.
-func (c *Config) validateClient() error {
-	var errs []error
-	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if c.Name == "" {
 		add("--name is missing")
 	}
@@ -84,6 +71,11 @@ func (c *Config) validateClient() error {
 		if b.bytes != 0 && (b.bytes < minMemoryBytes || b.bytes > maxMemoryBytes) {
 			add("%s: %d bytes; use %d MiB to %d GiB", b.flag, b.bytes, minMemoryBytes>>20, int64(maxMemoryBytes)>>30)
 		}
+	}
+	if c.Mount == "" {
+		add("--mount is missing")
+	} else if !filepath.IsAbs(c.Mount) {
+		add("--mount: %s is not an absolute path", c.Mount)
 	}
 	return errors.Join(errs...)
 }

@@ -3,7 +3,6 @@ package wire
 import (
 	"bytes"
 	"encoding/hex"
-	"flag"
 	"fmt"
 	"hash/fnv"
 	"math/rand"
@@ -16,7 +15,8 @@ import (
 	"testing"
 )
 
-var updateGoldens = flag.Bool("update", false, "add the goldens of new messages; those that are there stay")
+// updateGoldens adds the goldens of new messages; those that are there stay.
+var updateGoldens = os.Getenv("CRAKE_GOLDEN") == "write"
 
 // randomize fills v with random values; lists have up to 3 elements.
 func randomize(r *rand.Rand, v reflect.Value) {
@@ -233,7 +233,7 @@ func FuzzMessages(f *testing.F) {
 func TestGoldens(t *testing.T) {
 	path := filepath.Join("testdata", "golden_v1.txt")
 	golden := readGoldens(t, path)
-	if *updateGoldens {
+	if updateGoldens {
 		var add strings.Builder
 		for line := range strings.Lines(makeGoldens()) {
 			if name, _, _ := strings.Cut(line, " "); golden[name] == "" {
@@ -253,7 +253,7 @@ func TestGoldens(t *testing.T) {
 	for _, m := range newMessages() {
 		want, ok := golden[nameOf(m)]
 		if !ok {
-			t.Errorf("%s has no golden: go test ./wire -run Goldens -update", nameOf(m))
+			t.Errorf("%s has no golden: make golden", nameOf(m))
 			continue
 		}
 		b, err := hex.DecodeString(strings.TrimSpace(want))
@@ -287,7 +287,7 @@ func TestGoldens(t *testing.T) {
 
 func readGoldens(t *testing.T, path string) map[string]string {
 	text, err := os.ReadFile(path)
-	if err != nil && !*updateGoldens {
+	if err != nil && !updateGoldens {
 		t.Fatal(err)
 	}
 	golden := map[string]string{}

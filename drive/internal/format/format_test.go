@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
-	"flag"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -13,7 +12,8 @@ import (
 	"github.com/crakefs/crake/wire"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+// update writes the golden files anew.
+var update = os.Getenv("CRAKE_GOLDEN") == "write"
 
 func sampleSuperblock() *Superblock {
 	return &Superblock{
@@ -72,7 +72,7 @@ func TestGoldens(t *testing.T) {
 	for name, b := range samples() {
 		path := filepath.Join("testdata", "v1-"+name+".hex")
 		b = bytes.TrimRight(b, "\x00")
-		if *update {
+		if update {
 			if err := os.MkdirAll("testdata", 0o755); err != nil {
 				t.Fatal(err)
 			}
