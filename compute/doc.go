@@ -56,7 +56,7 @@
 //	a newer incarnation runs                          Run returns              TestNewerIncarnation
 //	a bucket moves while requests run                 own, requests repeated   TestMoveUnderLoad
 //	processes are killed, one or both at once         the next owner replays   TestFailover, TestCrashes
-//	too few drives, a database that fails             BucketFailed, again      TestTooFewDrives, TestReopen
+//	too few drives for 2 s, a database that fails     BucketFailed, again      TestTooFewDrives, TestReopen
 //	a newer owner has fenced the drives               closed at once           TestDeposed
 //	a session does not answer a recall                reported to mgmt         TestSilentSession (internal/lease)
 //	a session dies with requests running              the barrier              TestBarrier (internal/session)

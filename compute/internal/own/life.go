@@ -20,23 +20,31 @@ func (o *Owner) life(ctx context.Context, b, before *Bucket) {
 		<-before.done
 	}
 	pause := reopenMin
+	var since time.Time // of the first failure in a row
 	for ctx.Err() == nil {
 		started := time.Now()
 		err := o.serve(ctx, b)
 		if ctx.Err() != nil {
 			break
 		}
-		b.setState(wire.BucketFailed, err)
+		if time.Since(started) > reopenMax {
+			pause, since = reopenMin, time.Time{}
+		}
+		if since.IsZero() {
+			since = started
+		}
+		state := wire.BucketOpening // a compute that starts before the drives do has not failed
+		if time.Since(since) >= failAfter || o.cfg.Deposed(err) {
+			state = wire.BucketFailed
+		}
+		b.setState(state, err)
 		o.cfg.Changed()
 		if o.cfg.Deposed(err) {
 			log.Info("bucket has a newer owner", "err", err)
 			<-ctx.Done() // the map will say so
 			break
 		}
-		if time.Since(started) > reopenMax {
-			pause = reopenMin
-		}
-		log.Warn("bucket failed, opening it again", "pause", pause, "err", err)
+		log.Warn("bucket is not open, trying again", "pause", pause, "err", err)
 		sleep(ctx, pause)
 		pause = min(2*pause, reopenMax)
 	}

@@ -17,6 +17,9 @@ const (
 	// reopenMin and reopenMax bound the pause before a bucket that failed is opened again.
 	reopenMin = 50 * time.Millisecond
 	reopenMax = 5 * time.Second
+	// failAfter is how long a bucket may fail to open before it is told as failed, which people are alarmed by: drives that
+	// start together with the compute are there well before.
+	failAfter = 2 * time.Second
 	// orphanRetry is the pause before inodes without a name that could not be deleted are tried again.
 	orphanRetry = time.Second
 	// MaxReclaimItems bounds the leases, opens and locks together that one MReclaim may carry.

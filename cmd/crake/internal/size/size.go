@@ -6,7 +6,11 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"github.com/spf13/pflag"
 )
+
+var _ pflag.Value = (*Flag)(nil)
 
 // Flag is a flag that holds a number of bytes: "4GiB", "512MiB", "1048576". Units are powers of 1024 (KiB, MiB,
 // GiB, TiB; K, M, G, T mean the same) or of 1000 (KB, MB, GB, TB).
