@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +21,9 @@ import (
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return wire.E("frontend.run", wire.KindInvalid, cfg.Name, err)
+	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(processorsPerCore * runtime.GOMAXPROCS(0))
 	}
 	// Files are made with the mode that the kernel says.
 	unix.Umask(0)

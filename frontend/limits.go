@@ -7,6 +7,10 @@ const (
 	// minMemoryBytes and maxMemoryBytes bound the memory settings: a few requests of 1 MiB, and what is surely a mistake.
 	minMemoryBytes = 8 << 20
 	maxMemoryBytes = 1 << 40
+	// processorsPerCore is how many Ps of the Go scheduler the process has for each core. Threads that wait in read(2) for
+	// the kernel's next request keep theirs until sysmon takes it away, 20 us or more later; with a spare one an answer from
+	// a compute or drive does not wait for that.
+	processorsPerCore = 2
 	// maxEvents bounds the events that wait for mgmt; beyond, events are dropped and counted.
 	maxEvents = 64
 	// heartbeatEvery is what all processes agree on; heartbeatTimeout ends one that mgmt does not answer.
