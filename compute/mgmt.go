@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/away"
+	"github.com/crakefs/crake/wire/procfs"
 	"github.com/crakefs/crake/wire/rpc"
 	"github.com/crakefs/crake/wire/strip"
 )
@@ -93,7 +92,7 @@ func (p *process) heartbeats(ctx context.Context) error {
 func (p *process) heartbeat(ctx context.Context) error {
 	gen, reports := p.owner.Reports()
 	req := &wire.HeartbeatReq{
-		Proc: p.cfg.Proc, Incarnation: p.incarnation, Generation: gen, RSSBytes: rssBytes(), Ready: !p.stopping.Load(),
+		Proc: p.cfg.Proc, Incarnation: p.incarnation, Generation: gen, RSSBytes: procfs.RSS(os.Getpid()), Ready: !p.stopping.Load(),
 		Buckets: reports,
 	}
 	var resp wire.HeartbeatResp
@@ -166,21 +165,4 @@ func sleep(ctx context.Context, d time.Duration) {
 	case <-t.C:
 	case <-ctx.Done():
 	}
-}
-
-// rssBytes gives the resident memory of this process, 0 when the system does not tell.
-func rssBytes() uint64 {
-	b, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		return 0
-	}
-	f := strings.Fields(string(b))
-	if len(f) < 2 {
-		return 0
-	}
-	pages, err := strconv.ParseUint(f[1], 10, 64)
-	if err != nil {
-		return 0
-	}
-	return pages * uint64(os.Getpagesize())
 }

@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/procfs"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -82,7 +81,7 @@ func (p *process) register(ctx context.Context) error {
 }
 
 func (p *process) heartbeat(ctx context.Context) error {
-	req := &wire.HeartbeatReq{Proc: p.cfg.Proc, Incarnation: p.incarnation, RSSBytes: rssBytes(), Ready: true}
+	req := &wire.HeartbeatReq{Proc: p.cfg.Proc, Incarnation: p.incarnation, RSSBytes: procfs.RSS(os.Getpid()), Ready: true}
 	for _, s := range p.stores {
 		req.Drives = append(req.Drives, s.Stat())
 	}
@@ -133,21 +132,4 @@ func (p *process) sendEvents(ctx context.Context) error {
 			}
 		}
 	}
-}
-
-// rssBytes gives the memory of the process.
-func rssBytes() uint64 {
-	b, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		return 0
-	}
-	fields := strings.Fields(string(b))
-	if len(fields) < 2 {
-		return 0
-	}
-	pages, err := strconv.ParseUint(fields[1], 10, 64)
-	if err != nil {
-		return 0
-	}
-	return pages * uint64(os.Getpagesize())
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +12,7 @@ import (
 	"github.com/crakefs/crake/frontend/internal/core"
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/away"
+	"github.com/crakefs/crake/wire/procfs"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 	"github.com/crakefs/crake/wire/strip"
@@ -203,7 +202,7 @@ func (m *member) heartbeats(ctx context.Context) error {
 	var until time.Time // the session is sure to live
 	for {
 		sent := time.Now()
-		req := &wire.HeartbeatReq{Proc: m.cfg.Proc, Incarnation: m.incarnation, Session: m.session, RSSBytes: rssBytes(), Ready: m.ready.Load()}
+		req := &wire.HeartbeatReq{Proc: m.cfg.Proc, Incarnation: m.incarnation, Session: m.session, RSSBytes: procfs.RSS(os.Getpid()), Ready: m.ready.Load()}
 		if cm := m.router.Map(); cm != nil {
 			req.Generation = cm.Generation
 		}
@@ -293,21 +292,4 @@ func (m *member) trim(ctx context.Context) error {
 			return nil
 		}
 	}
-}
-
-// rssBytes gives the memory of the process.
-func rssBytes() uint64 {
-	b, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		return 0
-	}
-	fields := strings.Fields(string(b))
-	if len(fields) < 2 {
-		return 0
-	}
-	pages, err := strconv.ParseUint(fields[1], 10, 64)
-	if err != nil {
-		return 0
-	}
-	return pages * uint64(os.Getpagesize())
 }

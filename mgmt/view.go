@@ -12,8 +12,8 @@ import (
 	"github.com/crakefs/crake/mgmt/api"
 	"github.com/crakefs/crake/mgmt/internal/events"
 	"github.com/crakefs/crake/mgmt/internal/leader"
-	"github.com/crakefs/crake/mgmt/internal/supervise"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/procfs"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -104,7 +104,7 @@ func countBuckets(c *leader.Core) api.BucketCount {
 
 func (w *worker) mgmtInfo() api.MgmtInfo {
 	return api.MgmtInfo{
-		PID: os.Getpid(), KeeperPID: w.keeperPID(), StartedAt: w.began.UTC(), RSSBytes: supervise.RSS(os.Getpid()), Leader: true,
+		PID: os.Getpid(), KeeperPID: w.keeperPID(), StartedAt: w.began.UTC(), RSSBytes: procfs.RSS(os.Getpid()), Leader: true,
 		Dir: w.c.Dir, APIListen: w.tcp,
 	}
 }
@@ -135,7 +135,7 @@ func (w *worker) processes() []api.Process {
 	if info.KeeperPID != 0 {
 		out = append(out, api.Process{
 			Name: "keeper", Role: "mgmt", State: "up", PID: info.KeeperPID, Version: w.c.Version, Ready: true, HeartbeatAgeMs: -1,
-			RSSBytes: supervise.RSS(info.KeeperPID), Cores: []int{}, Addrs: []string{}, Log: api.LogPath(w.c.Dir, "mgmt"),
+			RSSBytes: procfs.RSS(info.KeeperPID), Cores: []int{}, Addrs: []string{}, Log: api.LogPath(w.c.Dir, "mgmt"),
 		})
 	}
 	w.d.Look(func(now leader.Millis, c *leader.Core) {
@@ -161,7 +161,7 @@ func (w *worker) processes() []api.Process {
 	})
 	for i := range out {
 		if out[i].PID != 0 && out[i].RSSBytes == 0 {
-			out[i].RSSBytes = supervise.RSS(out[i].PID)
+			out[i].RSSBytes = procfs.RSS(out[i].PID)
 		}
 	}
 	return out

@@ -125,23 +125,6 @@ func Alive(pid int, start uint64) bool {
 // StartTime gives when a living process was started, in clock ticks since boot.
 func StartTime(pid int) (uint64, bool) { return startTime(pid) }
 
-// RSS gives the resident memory of a process in bytes, 0 when it is not known.
-func RSS(pid int) uint64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
-	if err != nil {
-		return 0
-	}
-	f := strings.Fields(string(b))
-	if len(f) < 2 {
-		return 0
-	}
-	pages, err := strconv.ParseUint(f[1], 10, 64)
-	if err != nil {
-		return 0
-	}
-	return pages * uint64(os.Getpagesize())
-}
-
 // bootID tells boots of the machine apart: pids and start times of one mean nothing in another.
 func bootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
