@@ -2,6 +2,17 @@ package wire
 
 // Requests that drives answer. All carry the drive, because a process may have several.
 
+// Priority says how a drive orders a request among others. Within a priority connections take turns. Client reads go before
+// client writes; then rebuild; then scrub. None starves: see drive/internal/sched.
+type Priority uint8
+
+// The priorities of requests; an unknown one counts as PriorityScrub.
+const (
+	PriorityClient  Priority = 0 // somebody waits: reads, writes and logs of clients and computes
+	PriorityRebuild Priority = 1 // protection is restored
+	PriorityScrub   Priority = 2 // nobody waits
+)
+
 // PutReq creates a whole strip; the data section holds it (whole blocks, 1 to MaxDataBytes). Idempotent: the same id
 // with the same length and checksums again is success; other content is KindExists.
 //
@@ -11,6 +22,8 @@ type PutReq struct {
 	Epoch Epoch
 	ID    StripID
 	Sums  []uint64 // xxhash64 of every block of the data section
+
+	Priority Priority
 }
 
 // AppendReq extends a segment at exactly Offset with the SegRecords in the data section. A repeat of bytes that are
@@ -23,6 +36,8 @@ type AppendReq struct {
 	Epoch  Epoch
 	ID     StripID
 	Offset uint64 // bytes; a multiple of BlockSize
+
+	Priority Priority
 }
 
 // AppendResp tells the segment's length after the append, in bytes.
@@ -63,6 +78,8 @@ type ReadRange struct {
 type ReadReq struct {
 	Drive  DriveID
 	Ranges []ReadRange
+
+	Priority Priority
 }
 
 // ReadResp tells for each range how it went; the data section holds, in order, the full length of each range whose
@@ -166,4 +183,23 @@ type DriveStatResp struct {
 	Engine     string // "pread/pwrite" or "io_uring"
 	Flush      string // why each commit flushes or does not: "fdatasync", "none: tmpfs", "none: write through"
 	Path       string
+
+	// Mean time of a device IO, in nanoseconds, over about the last ten seconds; 0 when there were too few for a judgement.
+	ReadNs  uint64
+	WriteNs uint64
+	FlushNs uint64
+	// Queued is how many requests wait for their turn at the device now.
+	Queued uint32
+	// Corrupt counts strips and segments found not to match their checksums, by reads of their own drive (Verify, scrub).
+	Corrupt uint64
+	// ScrubDone and ScrubTotal are bytes of the scrub's pass under way; ScrubPasses counts complete passes since the start.
+	ScrubDone   uint64
+	ScrubTotal  uint64
+	ScrubPasses uint64
+	// DiscardBytes have been told to the device as unused.
+	DiscardBytes uint64
+	// IndexBytes is the memory of the index and of the allocator.
+	IndexBytes uint64
+	// Fault says why the drive must be failed; empty: it is well. It stays until the process ends.
+	Fault string
 }

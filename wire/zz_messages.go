@@ -13,6 +13,7 @@ func (m *AppendReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Epoch))
 	b = m.ID.Append(b)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Offset))
+	b = append(b, uint8(m.Priority))
 	return b
 }
 
@@ -28,6 +29,7 @@ func (m *AppendReq) decode(d *decoder) {
 	m.Epoch = Epoch(d.u64())
 	m.ID.decode(d)
 	m.Offset = uint64(d.u64())
+	m.Priority = Priority(d.u8())
 }
 
 // Append encodes m at the end of b.
@@ -513,6 +515,17 @@ func (m *DriveStatResp) Append(b []byte) []byte {
 	b = appendStr(b, m.Engine)
 	b = appendStr(b, m.Flush)
 	b = appendStr(b, m.Path)
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.ReadNs))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.WriteNs))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.FlushNs))
+	b = binary.LittleEndian.AppendUint32(b, uint32(m.Queued))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Corrupt))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.ScrubDone))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.ScrubTotal))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.ScrubPasses))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.DiscardBytes))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.IndexBytes))
+	b = appendStr(b, m.Fault)
 	return b
 }
 
@@ -537,6 +550,17 @@ func (m *DriveStatResp) decode(d *decoder) {
 	m.Engine = string(d.str())
 	m.Flush = string(d.str())
 	m.Path = string(d.str())
+	m.ReadNs = uint64(d.u64())
+	m.WriteNs = uint64(d.u64())
+	m.FlushNs = uint64(d.u64())
+	m.Queued = uint32(d.u32())
+	m.Corrupt = uint64(d.u64())
+	m.ScrubDone = uint64(d.u64())
+	m.ScrubTotal = uint64(d.u64())
+	m.ScrubPasses = uint64(d.u64())
+	m.DiscardBytes = uint64(d.u64())
+	m.IndexBytes = uint64(d.u64())
+	m.Fault = string(d.str())
 }
 
 // Append encodes m at the end of b.
@@ -1564,6 +1588,7 @@ func (m *PutReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Epoch))
 	b = m.ID.Append(b)
 	b = appendU64s(b, m.Sums)
+	b = append(b, uint8(m.Priority))
 	return b
 }
 
@@ -1579,6 +1604,7 @@ func (m *PutReq) decode(d *decoder) {
 	m.Epoch = Epoch(d.u64())
 	m.ID.decode(d)
 	m.Sums = decodeU64s[uint64](d)
+	m.Priority = Priority(d.u8())
 }
 
 // Append encodes m at the end of b.
@@ -1709,6 +1735,7 @@ func (m *ReadReq) Append(b []byte) []byte {
 		b = m.Ranges[i1].Append(b)
 		b = endStruct(b, at2)
 	}
+	b = append(b, uint8(m.Priority))
 	return b
 }
 
@@ -1731,6 +1758,7 @@ func (m *ReadReq) decode(d *decoder) {
 			d.join(&sub4)
 		}
 	}
+	m.Priority = Priority(d.u8())
 }
 
 // Append encodes m at the end of b.

@@ -31,11 +31,19 @@ type Request struct {
 
 // Options configure connections and listeners. Zero values mean the defaults.
 type Options struct {
-	Self        Self
-	Arena       *wire.Arena // data sections land here
-	Handler     Handler     // nil: every request of the peer is refused
-	AnyCluster  bool        // accept peers of no cluster (mgmt does, from tools)
-	MaxHandlers int         // handlers at once on one connection; default 256
+	Self    Self
+	Arena   *wire.Arena // data sections land here
+	Handler Handler     // nil: every request of the peer is refused
+	// Start, if not nil, is offered each request before Handler, in the connection's reading goroutine; so it must not block.
+	// True: it has taken the request (and its Data) and will call req.Answer exactly once, at once or later, from any
+	// goroutine; req and req.Meta are valid until then. False: it has done nothing, and Handler gets the request.
+	// MaxHandlers does not count such requests; the peer's window bounds them. Not offered while the answers of the connection back up.
+	Start func(ctx context.Context, req *Request) bool
+	// Kick, if not nil, is called in the reading goroutine after Start has taken requests and no further frame is at hand:
+	// what Start has queued should begin now.
+	Kick        func()
+	AnyCluster  bool // accept peers of no cluster (mgmt does, from tools)
+	MaxHandlers int  // handlers at once on one connection; default 256
 	DialTimeout time.Duration
 	// OnClose is called once when a connection has ended, after the last handler returned.
 	OnClose func(c *Conn, err error)

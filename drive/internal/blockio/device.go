@@ -37,6 +37,27 @@ type Device interface {
 	Close() error
 }
 
+// IO is one read or write of an Async device. Whoever makes it may use it again, also from Done.
+type IO struct {
+	// Immutable from Start until Done.
+	Write bool
+	Off   int64
+	P     []byte // aligned memory, borrowed until Done
+	// Done is called once, from the engine's goroutine, when the IO has ended; err as ReadAt and WriteAt give it. It must not
+	// block; it may call Start and Kick.
+	Done func(io *IO, err error)
+}
+
+// Async is a device that does IO without a goroutine or thread waiting for it. Safe for concurrent use.
+type Async interface {
+	Device
+	// Start queues an IO. It does not block and does not call Done itself. It is begun at the latest with the next Kick by
+	// anybody; the engine may begin it before.
+	Start(io *IO)
+	// Kick gives all that is queued to the kernel, in one system call where possible.
+	Kick()
+}
+
 // Info describes a device.
 type Info struct {
 	Path   string // as opened
