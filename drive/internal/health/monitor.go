@@ -53,8 +53,9 @@ type Monitor struct {
 // window counts the IOs of a second.
 type window struct {
 	begun    time.Duration        // Monitor.awake when it began; owned by who calls Tick
-	started  atomic.Uint64        // IOs that began in it
+	started  atomic.Uint64        // IOs that began in it, since the beginning
 	returned atomic.Uint64        // those of them that have ended
+	base     atomic.Uint64        // started, when the window was opened last
 	count    [numOps]atomic.Int64 // IOs that ended in it and whose time was taken
 	sum      [numOps]atomic.Int64 // nanoseconds that they took
 	_        [64]byte             // windows do not share a cache line
@@ -89,7 +90,8 @@ func (m *Monitor) Begin() Begun {
 		return Begun{}
 	}
 	b := Begun{at: -1, window: m.current.Load()}
-	if n := m.ring[b.window].started.Add(1); n <= sampleAll || n%sampleEvery == 0 {
+	w := &m.ring[b.window]
+	if n := w.started.Add(1) - w.base.Load(); n <= sampleAll || n%sampleEvery == 0 {
 		b.at = m.now()
 	}
 	return b
@@ -163,6 +165,7 @@ func (m *Monitor) Tick() {
 		w.count[op].Store(0)
 		w.sum[op].Store(0)
 	}
+	w.base.Store(w.started.Load())
 	w.begun, m.opened = m.awake, now
 	m.started++
 	m.current.Store(next)

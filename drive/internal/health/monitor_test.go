@@ -286,6 +286,19 @@ func TestSampled(t *testing.T) {
 	if n := m.ring[0].count[Write].Load(); n > 100_000/sampleEvery+sampleAll {
 		t.Errorf("%d of 100000 were timed", n)
 	}
+	run(c, m, 3*windows*time.Second, func() {
+		for range 2000 {
+			m.End(m.Begin(), Flush, nil)
+		}
+	})
+	run(c, m, meanWindows*time.Second, func() { // few again: all are timed, however many there were before
+		b := m.Begin()
+		c.t += time.Millisecond
+		m.End(b, Read, nil)
+	})
+	if r, _, _ := m.Means(); r != time.Millisecond {
+		t.Errorf("mean %v of few after many", r)
+	}
 	for i := range 2 * readErrorLimit { // an error counts whether its IO is timed or not
 		c.t += 2 * time.Second
 		m.End(m.Begin(), Read, ioError(i, unix.EIO))
