@@ -129,3 +129,8 @@ func MayBeBatch(b []byte, formatID, seq uint64) bool {
 	return len(b) >= BlockSize && le.Uint32(b) == batchMagic && le.Uint64(b[8:]) == formatID &&
 		le.Uint64(b[16:]) > seq && le.Uint64(b[40:]) >= seq
 }
+
+// ClaimsSeq says that b begins like journal batch seq of this formatting, whether it is sound or not.
+func ClaimsSeq(b []byte, formatID, seq uint64) bool {
+	return len(b) >= BlockSize && le.Uint32(b) == batchMagic && le.Uint64(b[8:]) == formatID && le.Uint64(b[16:]) == seq
+}

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/crakefs/crake/drive/internal/image"
 	"github.com/crakefs/crake/drive/internal/index"
 	"github.com/crakefs/crake/wire"
 )
@@ -91,18 +92,18 @@ func (s *Store) verifyOne(id wire.StripID) (n uint64, ok bool) {
 	var err error
 	if st.Segment != nil {
 		var end uint64
-		end, err = scanSegment(w, id, 0)
-		ok = end == w.end
+		end, err = image.ScanSegment(w, id, 0)
+		ok = end == w.End
 	} else {
 		var sum uint64
-		sum, err = stripSum(w)
+		sum, err = image.StripSum(w)
 		ok = sum == st.Sum
 	}
 	if err != nil {
 		s.ioFailed("verification of "+id.String(), err)
-		return w.end, false
+		return w.End, false
 	}
-	return w.end, ok
+	return w.End, ok
 }
 
 // pacer bounds a rate.
