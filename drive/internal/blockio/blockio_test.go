@@ -46,7 +46,7 @@ func conformance(t *testing.T, d Device) {
 		if i%5 == 0 {
 			b = make([]byte, n+1)[1:] // memory that is not aligned
 		}
-		switch rng.IntN(4) {
+		switch rng.IntN(5) {
 		case 0:
 			if err := d.WriteAt(fill(b), off); err != nil {
 				t.Fatal(err)
@@ -72,7 +72,16 @@ func conformance(t *testing.T, d Device) {
 			if err := d.Flush(); err != nil {
 				t.Fatal(err)
 			}
+		case 4: // the neighbours must stay, and the range must be good again once written
+			if err := errors.Join(d.Discard(off, int64(n)), d.WriteAt(fill(b), off)); err != nil {
+				t.Fatal(err)
+			}
+			copy(model[off:], b)
 		}
+	}
+	whole := AlignedBytes(len(model))
+	if err := d.ReadAt(whole, 0); err != nil || !bytes.Equal(whole, model) {
+		t.Fatalf("the device differs from the model (%v)", err)
 	}
 	for name, err := range map[string]error{
 		"read past the end":  d.ReadAt(AlignedBytes(2*Align), d.Size()-Align),
@@ -80,12 +89,16 @@ func conformance(t *testing.T, d Device) {
 		"negative offset":    d.ReadAt(AlignedBytes(Align), -Align),
 		"odd offset":         d.WriteAt(AlignedBytes(Align), 512),
 		"odd length":         d.WriteAt(AlignedBytes(Align)[:512], 0),
+		"discard past it":    d.Discard(d.Size()-Align, 2*Align),
+		"discard negative":   d.Discard(0, -Align),
+		"discard odd":        d.Discard(512, Align),
+		"discard overflow":   d.Discard(Align, 1<<63-Align),
 	} {
 		if !errors.Is(err, wire.KindInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if i := d.Info(); i.Path == "" || i.Engine == "" || i.Flush == "" || i.NeedsFlush == strings.HasPrefix(i.Flush, "none") {
+	if i := d.Info(); i.Path == "" || i.Engine == "" || i.Flush == "" || i.NeedsFlush == strings.HasPrefix(i.Flush, "none") || (i.Discard == "") == (i.DiscardReason == "") {
 		t.Errorf("info %+v", i)
 	}
 }
@@ -206,6 +219,47 @@ func TestBlockDevice(t *testing.T) {
 	}
 	if err := d.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDiscardGivesSpaceBack: a sparse file's space goes back; a preallocated one keeps what was promised to it.
+func TestDiscardGivesSpaceBack(t *testing.T) {
+	const size = 4 << 20
+	used := func(path string) int64 {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks * 512
+	}
+	for _, c := range []struct {
+		name     string
+		reserved bool
+	}{{"sparse", false}, {"preallocated", true}} {
+		t.Run(c.name, func(t *testing.T) {
+			path := makeFile(t, t.TempDir(), size)
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.reserved {
+				err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+			}
+			if err := errors.Join(err, f.Close()); err != nil {
+				t.Fatal(err)
+			}
+			d, err := OpenFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = errors.Join(d.WriteAt(AlignedBytes(size), 0), d.Flush(), d.Discard(0, size), d.Flush(), d.Close())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := used(path); (got < size) == c.reserved {
+				t.Errorf("%d bytes allocated after a discard (%+v)", got, d.Info())
+			}
+		})
 	}
 }
 

@@ -29,6 +29,10 @@ type Device interface {
 	WriteVecAt(parts [][]byte, off int64) error
 	// Flush makes everything durable that was written before it was called.
 	Flush() error
+	// Discard tells the device that nobody needs n bytes at off any more: from its beginning on they may read as anything, until
+	// they are written again. Nothing is durable of it without a Flush, and none is needed. It may take long and block a thread.
+	// Without Info().Discard it does nothing.
+	Discard(off, n int64) error
 	// Size gives the bytes of the device; it does not change while the device is open.
 	Size() int64
 	// Info describes the device.
@@ -61,7 +65,9 @@ type Async interface {
 // Info describes a device.
 type Info struct {
 	Path   string // as opened
-	Engine string // how IO is done, such as "pread/pwrite"
+	Engine string // how IO is done: "io_uring", "pread/pwrite", "memory"
+	// EngineReason says why it is not io_uring; empty: it is, or it was asked for.
+	EngineReason string
 	Flush  string // why a commit flushes or not: "fdatasync", "none: tmpfs", "none: write through"
 	// NeedsFlush says that a write is durable only after Flush.
 	NeedsFlush bool
@@ -72,6 +78,9 @@ type Info struct {
 	Fast bool
 	// Block says that it is a block device, not a file.
 	Block bool
+	// Discard says what Discard does, "blkdiscard" or "punch hole"; empty: nothing, for DiscardReason.
+	Discard       string
+	DiscardReason string
 }
 
 // AlignedBytes gives zeroed memory of n bytes that starts on a multiple of Align. Garbage collected; for buffers that
@@ -87,6 +96,14 @@ func AlignedBytes(n int) []byte {
 
 func isAligned(p []byte) bool {
 	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%Align == 0
+}
+
+// checkDiscard is checkRange for lengths beyond int32.
+func checkDiscard(path string, off, n, size int64) error {
+	if off < 0 || n < 0 || off%Align != 0 || n%Align != 0 || n > size || off > size-n {
+		return wire.Errorf("device.discard", wire.KindInvalid, path, "%d bytes at %d: not whole blocks of a device of %d bytes", n, off, size)
+	}
+	return nil
 }
 
 // checkRange reports misuse: an IO outside the device or not in whole blocks.

@@ -15,6 +15,7 @@ type FaultDevice struct {
 	readErr    func(off int64, n int) error
 	writeErr   func(off int64, n int) error
 	flushErr   error
+	discardErr error
 	delay      time.Duration
 	rot        map[int64]byte // offset of a byte -> bits that flip when it is read
 	bytesLeft  int64          // -1: unlimited
@@ -50,6 +51,13 @@ func (d *FaultDevice) FailFlushes(err error) {
 	d.flushErr = err
 }
 
+// FailDiscards makes every discard fail with err; nil ends that.
+func (d *FaultDevice) FailDiscards(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.discardErr = err
+}
+
 // SetDelay adds latency to every IO.
 func (d *FaultDevice) SetDelay(delay time.Duration) {
 	d.mu.Lock()
@@ -71,7 +79,7 @@ func (d *FaultDevice) SetBytesLeft(n int64) {
 	d.bytesLeft = n
 }
 
-// BeforeIO is called before every IO ("read", "write", "flush"), from its goroutine, with no lock held.
+// BeforeIO is called before every IO ("read", "write", "flush", "discard"), from its goroutine, with no lock held.
 func (d *FaultDevice) BeforeIO(f func(op string, off int64, n int)) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -168,4 +176,16 @@ func (d *FaultDevice) Flush() error {
 		return wire.E("device.flush", wire.KindIO, "faulty", err)
 	}
 	return d.Device.Flush()
+}
+
+// Discard implements Device.
+func (d *FaultDevice) Discard(off, n int64) error {
+	d.before("discard", off, int(n))
+	d.mu.Lock()
+	err := d.discardErr
+	d.mu.Unlock()
+	if err != nil {
+		return wire.E("device.discard", wire.KindIO, "faulty", err)
+	}
+	return d.Device.Discard(off, n)
 }

@@ -1,0 +1,135 @@
+package blockio
+
+import (
+	"io"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/crakefs/crake/wire"
+)
+
+// preadDevice does each IO by a blocking system call of its caller's thread.
+type preadDevice struct {
+	*file // immutable
+}
+
+// Size implements Device.
+func (d *preadDevice) Size() int64 { return d.size }
+
+// Info implements Device.
+func (d *preadDevice) Info() Info { return d.info }
+
+// Close implements Device.
+func (d *preadDevice) Close() error { return d.close() }
+
+// Discard implements Device.
+func (d *preadDevice) Discard(off, n int64) error { return d.discard(off, n) }
+
+// ReadAt implements Device.
+func (d *preadDevice) ReadAt(p []byte, off int64) error {
+	if err := checkRange("device.read", d.info.Path, off, len(p), d.size); err != nil {
+		return err
+	}
+	if !isAligned(p) {
+		b := AlignedBytes(len(p)) // rare: data lives in aligned Bufs
+		if err := d.ReadAt(b, off); err != nil {
+			return err
+		}
+		copy(p, b)
+		return nil
+	}
+	for n := 0; n < len(p); {
+		got, err := unix.Pread(d.fd, p[n:], off+int64(n))
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return ioError("device.read", d.info.Path, off, len(p), err)
+		case got == 0:
+			return ioError("device.read", d.info.Path, off, len(p), io.ErrUnexpectedEOF)
+		default:
+			n += got
+		}
+	}
+	return nil
+}
+
+// WriteAt implements Device.
+func (d *preadDevice) WriteAt(p []byte, off int64) error {
+	if err := checkRange("device.write", d.info.Path, off, len(p), d.size); err != nil {
+		return err
+	}
+	if !isAligned(p) {
+		b := AlignedBytes(len(p)) // rare: data lives in aligned Bufs
+		copy(b, p)
+		return d.WriteAt(b, off)
+	}
+	for n := 0; n < len(p); {
+		got, err := unix.Pwrite(d.fd, p[n:], off+int64(n))
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return ioError("device.write", d.info.Path, off, len(p), err)
+		case got == 0:
+			return ioError("device.write", d.info.Path, off, len(p), io.ErrShortWrite)
+		default:
+			n += got
+		}
+	}
+	return nil
+}
+
+// WriteVecAt implements Device.
+func (d *preadDevice) WriteVecAt(parts [][]byte, off int64) error {
+	total := partsLen(parts)
+	if err := checkRange("device.write", d.info.Path, off, total, d.size); err != nil {
+		return err
+	}
+	simple := true
+	for _, p := range parts {
+		simple = simple && isAligned(p) && len(p)%Align == 0
+	}
+	if !simple || len(parts) > maxIovecs {
+		return d.writeGathered(parts, total, off)
+	}
+	for {
+		got, err := unix.Pwritev(d.fd, parts, off)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return ioError("device.write", d.info.Path, off, total, err)
+		case got == total:
+			return nil
+		default: // a short write: rare, so simply once more, gathered
+			return d.writeGathered(parts, total, off)
+		}
+	}
+}
+
+// maxIovecs is the kernel's limit of parts in one call (UIO_MAXIOV).
+const maxIovecs = 1024
+
+func (d *preadDevice) writeGathered(parts [][]byte, total int, off int64) error {
+	b := AlignedBytes(total)
+	at := 0
+	for _, p := range parts {
+		at += copy(b[at:], p)
+	}
+	return d.WriteAt(b, off)
+}
+
+// Flush implements Device.
+func (d *preadDevice) Flush() error {
+	if !d.info.NeedsFlush {
+		return nil
+	}
+	for {
+		err := unix.Fdatasync(d.fd)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return wire.E("device.flush", wire.KindIO, d.info.Path, err)
+		}
+		return nil
+	}
+}
