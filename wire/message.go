@@ -63,12 +63,13 @@ const (
 
 // Methods that mgmt answers.
 const (
-	MRegister  Method = 0x0501 // RegisterReq -> RegisterResp
-	MHeartbeat Method = 0x0502 // HeartbeatReq -> HeartbeatResp
-	MWatchMap  Method = 0x0503 // WatchMapReq -> WatchMapResp: waits until the map is newer than the one named
-	MEvent     Method = 0x0504 // EventReq -> Empty
-	MEvict     Method = 0x0505 // EvictReq -> Empty: this session does not answer, end it
-	MGoodbye   Method = 0x0506 // GoodbyeReq -> Empty: the process stops in an orderly way
+	MRegister     Method = 0x0501 // RegisterReq -> RegisterResp
+	MHeartbeat    Method = 0x0502 // HeartbeatReq -> HeartbeatResp
+	MWatchMap     Method = 0x0503 // WatchMapReq -> WatchMapResp: waits until the map is newer than the one named
+	MEvent        Method = 0x0504 // EventReq -> Empty
+	MEvict        Method = 0x0505 // EvictReq -> Empty: this session does not answer, end it
+	MGoodbye      Method = 0x0506 // GoodbyeReq -> Empty: the process stops in an orderly way
+	MDriveTrouble Method = 0x0507 // DriveTroubleReq -> Empty: a device makes its process start again
 )
 
 // Empty is the answer that says only "done".

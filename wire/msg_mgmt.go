@@ -126,3 +126,15 @@ type GoodbyeReq struct {
 	Proc        ProcID
 	Incarnation Incarnation
 }
+
+// DriveTroubleReq tells that a drive process is about to end because of a device: it could not open it, or the device does not
+// take writes any more. It is started again, since only an opening tells what a device holds; but a drive of which this is
+// heard again and again is failed. The process need not have registered. Repeats are harmless: one pid counts once.
+//
+// wire:message
+type DriveTroubleReq struct {
+	Proc  ProcID
+	PID   uint32
+	Drive DriveID
+	Text  string // why
+}

@@ -564,6 +564,29 @@ func (m *DriveStatResp) decode(d *decoder) {
 }
 
 // Append encodes m at the end of b.
+func (m *DriveTroubleReq) Append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint32(b, uint32(m.Proc))
+	b = binary.LittleEndian.AppendUint32(b, uint32(m.PID))
+	b = binary.LittleEndian.AppendUint32(b, uint32(m.Drive))
+	b = appendStr(b, m.Text)
+	return b
+}
+
+// Decode reads m from b; see Message.
+func (m *DriveTroubleReq) Decode(b []byte) error {
+	d := newDecoder(b)
+	m.decode(&d)
+	return d.err("DriveTroubleReq")
+}
+
+func (m *DriveTroubleReq) decode(d *decoder) {
+	m.Proc = ProcID(d.u32())
+	m.PID = uint32(d.u32())
+	m.Drive = DriveID(d.u32())
+	m.Text = string(d.str())
+}
+
+// Append encodes m at the end of b.
 func (m *DropRegionsReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint16(b, uint16(m.Bucket))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))

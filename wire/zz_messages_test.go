@@ -20,6 +20,7 @@ func newMessages() []Message {
 		&DriveInfo{},
 		&DriveStatReq{},
 		&DriveStatResp{},
+		&DriveTroubleReq{},
 		&DropRegionsReq{},
 		&DropRegionsResp{},
 		&Empty{},
