@@ -7,6 +7,7 @@ import (
 	"github.com/crakefs/crake/drive/internal/blockio"
 	"github.com/crakefs/crake/drive/internal/format"
 	"github.com/crakefs/crake/drive/internal/index"
+	"github.com/crakefs/crake/drive/internal/sched"
 	"github.com/crakefs/crake/wire"
 )
 
@@ -29,10 +30,11 @@ func (s *Store) Append(ctx context.Context, epoch wire.Epoch, id wire.StripID, o
 	if err := checkChain(data, id, offset); err != nil {
 		return 0, err
 	}
-	if err := s.takeSlot(ctx, name); err != nil {
+	slot, err := s.takeSlot(ctx, name)
+	if err != nil {
 		return 0, err
 	}
-	defer s.giveSlot()
+	defer giveSlot(slot)
 	o, err := s.begin(ctx, name, epoch, id)
 	if err != nil {
 		return 0, err
@@ -91,7 +93,7 @@ func (s *Store) appendTarget(id wire.StripID, offset uint64) (*index.Segment, er
 
 // write writes the data of an append and ends the op.
 func (s *Store) write(o *op, seg *index.Segment, runs []format.Run, end uint64, data wire.Data) (uint64, error) {
-	err := s.writeRuns(runs, data)
+	err := s.writeRuns(o.origin, runs, data)
 	if err != nil {
 		s.ioFailed("append to "+seg.ID.String(), err)
 	} else {
@@ -186,7 +188,7 @@ func (s *Store) sameBytes(runs []format.Run, data wire.Data) (bool, error) {
 	buf := blockio.AlignedBytes(format.RunsBlocks(runs) * format.BlockSize)
 	for at, left := 0, runs; len(left) > 0; left = left[1:] {
 		n := left[0].Blocks() * format.BlockSize
-		if err := s.readRun(left[0], buf[at:at+n]); err != nil {
+		if err := s.readTurn(sched.ClientRead, left[0], buf[at:at+n]); err != nil {
 			return false, err
 		}
 		at += n

@@ -184,10 +184,7 @@ func (w *pageWriter) flush() error {
 	h.IsPage, h.Drive, h.FormatID, h.Seq, h.Nonce = true, sb.Drive, sb.FormatID, w.c.Pages, w.c.Seq
 	h.Blocks = format.PageBytes / format.BlockSize
 	h.Encode(w.buf)
-	w.s.ios <- struct{}{}
-	err := w.s.dev.WriteAt(w.buf, sb.PageOffset(w.area, w.c.Pages))
-	<-w.s.ios
-	if err != nil {
+	if err := w.s.writeBackground(w.buf, sb.PageOffset(w.area, w.c.Pages)); err != nil {
 		return err
 	}
 	w.c.Pages++

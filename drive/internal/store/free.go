@@ -58,10 +58,11 @@ func (s *Store) reclaim() {
 // Seal ends a segment and gives its length; see wire.SealReq. Errors: KindNotFound, KindInvalid (a strip), KindStaleEpoch, KindIO, KindShutdown.
 func (s *Store) Seal(ctx context.Context, epoch wire.Epoch, id wire.StripID) (uint64, error) {
 	const name = "drive.seal"
-	if err := s.takeSlot(ctx, name); err != nil {
+	slot, err := s.takeSlot(ctx, name)
+	if err != nil {
 		return 0, err
 	}
-	defer s.giveSlot()
+	defer giveSlot(slot)
 	o, err := s.begin(ctx, name, epoch, id)
 	if err != nil {
 		return 0, err
@@ -108,12 +109,13 @@ func (s *Store) Delete(ctx context.Context, epoch wire.Epoch, ids []wire.StripID
 	if len(ids) > maxDeleteIDs {
 		return wire.Errorf(name, wire.KindOverLimit, "", "%d ids, at most %d", len(ids), maxDeleteIDs)
 	}
-	if err := s.takeSlot(ctx, name); err != nil {
+	slot, err := s.takeSlot(ctx, name)
+	if err != nil {
 		return err
 	}
-	defer s.giveSlot()
+	defer giveSlot(slot)
 	s.mu.RLock()
-	err := s.admit(name, epoch, ids) // all of them, before the first is deleted
+	err = s.admit(name, epoch, ids) // all of them, before the first is deleted
 	s.mu.RUnlock()
 	if err != nil {
 		return err
@@ -207,10 +209,11 @@ func (s *Store) finishDelete(parts []deletion) error {
 // wire.FenceReq. Errors: KindStaleEpoch (a newer epoch was seen), KindIO, KindShutdown, KindInterrupted.
 func (s *Store) Fence(ctx context.Context, bucket wire.BucketID, epoch wire.Epoch) error {
 	const name = "drive.fence"
-	if err := s.takeSlot(ctx, name); err != nil {
+	slot, err := s.takeSlot(ctx, name)
+	if err != nil {
 		return err
 	}
-	defer s.giveSlot()
+	defer giveSlot(slot)
 	o, err := s.begin(ctx, name, epoch)
 	if err != nil {
 		return err

@@ -240,6 +240,13 @@ func (j *journal) due() bool {
 	return j.waiting || j.isDue()
 }
 
+// isWaiting says that a batch waits for a checkpoint to make room.
+func (j *journal) isWaiting() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.waiting
+}
+
 // advance notes a batch that was written.
 func (j *journal) advance(h *format.Batch, pos, outstanding int) {
 	j.bytes.Add(uint64(h.Blocks) * format.BlockSize)

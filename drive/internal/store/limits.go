@@ -1,14 +1,23 @@
 package store
 
-import "time"
+import (
+	"time"
+
+	"github.com/crakefs/crake/wire"
+)
 
 // The store's limits. Each bounds a queue, a buffer or a wait.
 const (
-	// maxIOs bounds device IOs at once: as deep as one NVMe queue pays, and each takes an OS thread while it blocks.
-	maxIOs = 64
-	// maxMutations bounds Put, Append, Seal, Delete and Fence at once, and so the journal records that wait: others wait
-	// for a slot, in order of arrival.
+	// maxIOBytes bounds one IO: a longer one would hold up those behind it for more than a millisecond, and gains nothing.
+	maxIOBytes = 1 << 20
+	// maxMutations bounds Put, Append, Seal, Delete and Fence of clients at once, and so, with those of other priorities, the
+	// journal records that wait: others wait for a slot, in order of arrival. A connection has as many handlers at most, so even
+	// if its requests hold all slots, another's waits for one of them to end.
 	maxMutations = 256
+	// maxBackgroundMutations is that of each other priority: more than the scheduler lets them do at once.
+	maxBackgroundMutations = 64
+	// priorities is the number of values of wire.Priority.
+	priorities = wire.PriorityScrub + 1
 	// deleteChunk is how many ids are taken under one hold of the lock (about 0.2 ms), and journaled as one group.
 	deleteChunk = 256
 	// maxReadRanges and maxDeleteIDs are the protocol's.
@@ -18,6 +27,11 @@ const (
 	maxListEntries = 16384
 	// parallelReads is how many parts of one request are read at once from a device that gains from it.
 	parallelReads = 16
+	// maxInlineBytes bounds what is read from memory in the goroutine that takes requests off a connection: a few microseconds of
+	// copying, less than it takes to hand it to another.
+	maxInlineBytes = 64 << 10
+	// maxKeptPieces bounds the IOs that a Reading keeps for later ones, some 200 bytes each.
+	maxKeptPieces = 64
 	// minChunkBytes and maxChunkBytes bound what a segment is given at a time: as much as it has, so that few journal
 	// records are needed, and little is wasted when it ends early.
 	minChunkBytes = 256 << 10

@@ -20,10 +20,11 @@ func (s *Store) Put(ctx context.Context, epoch wire.Epoch, id wire.StripID, sums
 		return wire.Errorf(name, wire.KindInvalid, id.String(), "%d checksums for %d blocks", len(sums), blocks)
 	}
 	sum := wire.StripSum(sums)
-	if err := s.takeSlot(ctx, name); err != nil {
+	slot, err := s.takeSlot(ctx, name)
+	if err != nil {
 		return err
 	}
-	defer s.giveSlot()
+	defer giveSlot(slot)
 	o, err := s.begin(ctx, name, epoch, id)
 	if err != nil {
 		return err
@@ -44,7 +45,7 @@ func (s *Store) Put(ctx context.Context, epoch wire.Epoch, id wire.StripID, sums
 	// writes the data.
 	t := s.journal.submit(format.Record{Type: format.RecordPut, ID: id, Epoch: epoch, Sum: sum, Runs: runs})
 	s.mu.Unlock()
-	dataErr := s.writeRuns(runs, data)
+	dataErr := s.writeRuns(o.origin, runs, data)
 	if err := t.wait(); err != nil {
 		s.ioFailed("journal", err)
 		s.mu.Lock()

@@ -3,21 +3,53 @@ package store
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 
+	"github.com/crakefs/crake/drive/internal/blockio"
 	"github.com/crakefs/crake/drive/internal/format"
+	"github.com/crakefs/crake/drive/internal/health"
+	"github.com/crakefs/crake/drive/internal/sched"
 	"github.com/crakefs/crake/wire"
 )
 
-// piece is one stretch of the device that a read needs.
-type piece struct {
-	rangeIndex int
-	run        format.Run
-	buf        []byte
+// Reading is a read of parts of strips and segments under way; see Store.StartRead. The zero value is ready for use, and it may be used
+// again once it has ended: then it needs no new memory.
+type Reading struct {
+	// Set by who starts it; immutable until it has ended.
+	Ranges []wire.ReadRange // see wire.ReadReq
+	Origin sched.Origin
+	// Ended is called once, when all is read; from the goroutine that starts it or from the device's, which it must not block.
+	Ended func(r *Reading)
+
+	// Valid when it has ended. Status is used again with the Reading; Data is the caller's.
+	Status []wire.Kind
+	Data   wire.Data
+
+	s      *Store
+	buf    *wire.Buf
+	period *period
+	pieces []*piece     // the first n are of this read, the others are kept for later ones
+	n      int          // of pieces
+	left   atomic.Int32 // pieces that have not ended
+	gaveUp bool         // ctx ended before a piece had its turn
 }
 
-// Read reads parts of strips and segments; see wire.ReadReq and wire.ReadResp. The caller owns the data, which is the
-// device's own bytes: block checksums are the reader's to verify. Never gives more than what is acknowledged. Errors:
-// KindInvalid, KindOverLimit, KindInterrupted (no memory before ctx ended); failures of single ranges are statuses.
+// piece is one IO of a read.
+type piece struct {
+	// Immutable.
+	r  *Reading
+	io blockio.IO
+
+	item   sched.Item
+	begun  health.Begun
+	index  int   // of the range
+	err    error // valid once it has ended
+	gaveUp bool  // likewise: it was not read because ctx ended
+}
+
+// Read is StartRead for a goroutine that waits. Never gives more than what is acknowledged. The caller owns the data, which
+// is the device's own bytes: block checksums are the reader's to verify. Errors: KindInvalid, KindOverLimit, KindInterrupted (ctx ended
+// before there was memory or a turn); failures of single ranges are statuses.
 func (s *Store) Read(ctx context.Context, ranges []wire.ReadRange) ([]wire.Kind, wire.Data, error) {
 	const name = "drive.read"
 	total, err := checkRanges(name, ranges)
@@ -28,21 +60,54 @@ func (s *Store) Read(ctx context.Context, ranges []wire.ReadRange) ([]wire.Kind,
 	if err != nil {
 		return nil, nil, err
 	}
-	status := make([]wire.Kind, len(ranges))
-	s.mu.RLock()
-	pieces := s.locate(ranges, status, buf.Bytes())
-	p := s.enterRead()
-	s.mu.RUnlock()
-	s.readPieces(ranges, pieces, status)
-	s.leaveRead(p)
-	return status, s.readData(ranges, status, buf), nil
+	ended := make(chan struct{})
+	r := &Reading{Ranges: ranges, Origin: sched.OriginOf(ctx), Ended: func(*Reading) { close(ended) }}
+	s.plan(r, buf)
+	if s.async != nil {
+		s.submit(r)
+		s.async.Kick()
+	} else {
+		s.readPieces(ctx, r)
+	}
+	<-ended
+	if r.gaveUp {
+		r.Data.Release()
+		return nil, nil, wire.E(name, wire.KindInterrupted, "", ctx.Err())
+	}
+	return r.Status, r.Data, nil
+}
+
+// StartRead begins a read that no goroutine waits for, as far as that can be had at once: on an Async device, and, of what is not
+// long, on one in memory. It does not block. True: r.Ended has been or will be called, and, on an Async device, nothing may begin
+// before Kick. False: nothing was done; Read says why or waits.
+func (s *Store) StartRead(r *Reading) bool {
+	inline := s.async == nil
+	if inline && !s.dev.Info().Fast {
+		return false
+	}
+	total, err := checkRanges("drive.read", r.Ranges)
+	if err != nil || inline && total > maxInlineBytes {
+		return false
+	}
+	buf := s.cfg.Arena.TryAlloc(total)
+	if buf == nil {
+		return false
+	}
+	s.plan(r, buf)
+	if inline {
+		s.readInline(r)
+	} else {
+		s.submit(r)
+	}
+	return true
 }
 
 func checkRanges(name string, ranges []wire.ReadRange) (total int, err error) {
 	if len(ranges) == 0 || len(ranges) > maxReadRanges {
 		return 0, wire.Errorf(name, wire.KindOverLimit, "", "%d ranges, want 1 to %d", len(ranges), maxReadRanges)
 	}
-	for _, r := range ranges {
+	for i := range ranges {
+		r := &ranges[i]
 		if r.Offset%format.BlockSize != 0 || r.Len%format.BlockSize != 0 || r.Len == 0 {
 			return 0, wire.Errorf(name, wire.KindInvalid, r.ID.String(), "%d bytes at %d are not whole blocks", r.Len, r.Offset)
 		}
@@ -53,87 +118,176 @@ func checkRanges(name string, ranges []wire.ReadRange) (total int, err error) {
 	return total, nil
 }
 
-// locate plans the read into buf, each range at its place as if all succeeded. Preconditions: mu is held for reading.
-func (s *Store) locate(ranges []wire.ReadRange, status []wire.Kind, buf []byte) []piece {
-	pieces := make([]piece, 0, len(ranges))
+// plan finds out which IOs a read into buf needs, each range at its place as if all succeeded, and pins what they will read.
+func (s *Store) plan(r *Reading, buf *wire.Buf) {
+	r.s, r.buf, r.n, r.gaveUp = s, buf, 0, false
+	r.Status = append(r.Status[:0], make([]wire.Kind, len(r.Ranges))...)
+	class := sched.ReadClass(r.Origin.Priority)
 	var memory [4]format.Run
-	for i, r := range ranges {
-		part := buf[:r.Len]
-		buf = buf[r.Len:]
-		runs, kind := s.idx.Locate(r.ID, r.Offset, int(r.Len), memory[:0])
-		if status[i] = kind; kind != wire.KindNone {
+	mem := buf.Bytes()
+	s.mu.RLock()
+	for i := range r.Ranges {
+		rg := &r.Ranges[i]
+		part := mem[:rg.Len]
+		mem = mem[rg.Len:]
+		runs, kind := s.idx.Locate(rg.ID, rg.Offset, int(rg.Len), memory[:0])
+		r.Status[i] = kind
+		if kind != wire.KindNone {
 			continue
 		}
 		for _, run := range runs {
-			n := run.Blocks() * format.BlockSize
-			pieces = append(pieces, piece{rangeIndex: i, run: run, buf: part[:n]})
-			part = part[n:]
-		}
-	}
-	return pieces
-}
-
-// readPieces reads all pieces, several at once where the device gains from it, and notes failures in status.
-func (s *Store) readPieces(ranges []wire.ReadRange, pieces []piece, status []wire.Kind) {
-	if len(pieces) < 2 || s.dev.Info().Fast {
-		for _, p := range pieces {
-			if err := s.readPiece(p); err != nil {
-				status[p.rangeIndex] = wire.KindIO
-				s.ioFailed("read of "+ranges[p.rangeIndex].ID.String(), err)
+			off := s.dataOffset(run)
+			for left := run.Blocks() * format.BlockSize; left > 0; {
+				n := min(left, maxIOBytes)
+				p := r.piece()
+				p.index, p.err, p.gaveUp = i, nil, false
+				p.io.Off, p.io.P = off, part[:n]
+				p.item.Class, p.item.Flow, p.item.Bytes = class, r.Origin.Flow, n
+				part = part[n:]
+				off += int64(n)
+				left -= n
 			}
 		}
+	}
+	r.period = s.enterRead()
+	s.mu.RUnlock()
+	s.reads.Add(uint64(r.n))
+	for _, p := range r.pieces[:r.n] {
+		s.readBytes.Add(uint64(len(p.io.P)))
+	}
+}
+
+// piece gives the next piece.
+func (r *Reading) piece() *piece {
+	if r.n == len(r.pieces) {
+		p := &piece{r: r}
+		p.io.Done = p.done
+		p.item.Ready = p.start
+		r.pieces = append(r.pieces, p)
+	}
+	r.n++
+	return r.pieces[r.n-1]
+}
+
+// submit queues all pieces; who ends the last one ends the read.
+func (s *Store) submit(r *Reading) {
+	pieces := r.pieces[:r.n]
+	r.left.Store(int32(len(pieces)) + 1) // one for this loop: the read must not end, and be another's, before it has
+	for _, p := range pieces {
+		if s.gate.Enter(&p.item) {
+			p.start()
+		}
+	}
+	if r.left.Add(-1) == 0 {
+		r.end()
+	}
+}
+
+// start gives a piece to the device: its turn has come.
+func (p *piece) start() {
+	s := p.r.s
+	p.begun = s.cfg.Health.Begin()
+	s.async.Start(&p.io)
+}
+
+// done is called by the device.
+func (p *piece) done(_ *blockio.IO, err error) {
+	r := p.r
+	s := r.s
+	s.cfg.Health.End(p.begun, health.Read, err)
+	p.err = err
+	if s.gate.Leave(&p.item) > 0 {
+		s.async.Kick()
+	}
+	if r.left.Add(-1) == 0 {
+		r.end()
+	}
+}
+
+// readInline does all pieces in this goroutine, without turns: on a device in memory an IO is a copy by this core, and nothing can be
+// ahead of it.
+func (s *Store) readInline(r *Reading) {
+	for _, p := range r.pieces[:r.n] {
+		p.err = s.dev.ReadAt(p.io.P, p.io.Off)
+	}
+	r.end()
+}
+
+// readPieces reads all pieces by goroutines that block, several at once where the device gains from it, and ends the read.
+func (s *Store) readPieces(ctx context.Context, r *Reading) {
+	pieces := r.pieces[:r.n]
+	if len(pieces) < 2 || s.dev.Info().Fast {
+		for _, p := range pieces {
+			p.read(ctx)
+		}
+		r.end()
 		return
 	}
 	var wg sync.WaitGroup
-	var mu sync.Mutex // of status
-	next := 0
+	var next atomic.Int32
 	for range min(parallelReads, len(pieces)) {
 		wg.Go(func() {
-			for {
-				mu.Lock()
-				i := next
-				next++
-				mu.Unlock()
-				if i >= len(pieces) {
-					return
-				}
-				p := pieces[i]
-				if err := s.readPiece(p); err != nil {
-					mu.Lock()
-					status[p.rangeIndex] = wire.KindIO
-					mu.Unlock()
-					s.ioFailed("read of "+ranges[p.rangeIndex].ID.String(), err)
-				}
+			for i := int(next.Add(1)) - 1; i < len(pieces); i = int(next.Add(1)) - 1 {
+				pieces[i].read(ctx)
 			}
 		})
 	}
 	wg.Wait()
+	r.end()
 }
 
-func (s *Store) readPiece(p piece) error {
-	s.reads.Add(1)
-	s.readBytes.Add(uint64(len(p.buf)))
-	return s.readRun(p.run, p.buf)
+// read reads a piece in this goroutine.
+func (p *piece) read(ctx context.Context) {
+	s := p.r.s
+	t, err := s.gate.Wait(ctx, p.item.Class, p.item.Flow, p.item.Bytes)
+	if err != nil {
+		p.gaveUp = true
+		return
+	}
+	p.err = s.dev.ReadAt(p.io.P, p.io.Off)
+	s.giveTurn(t)
 }
 
-// readData makes the data section: the ranges that succeeded, in order. It takes over the reference on buf.
-func (s *Store) readData(ranges []wire.ReadRange, status []wire.Kind, buf *wire.Buf) wire.Data {
+// end ends a read all of whose pieces have ended: from then on its blocks may be used again, and r by its owner.
+func (r *Reading) end() {
+	s := r.s
+	s.leaveRead(r.period)
+	for _, p := range r.pieces[:r.n] {
+		if p.err != nil {
+			r.Status[p.index] = wire.KindIO
+			s.ioFailed("read of "+r.Ranges[p.index].ID.String(), p.err)
+		}
+		r.gaveUp = r.gaveUp || p.gaveUp
+		p.io.P = nil // not to keep memory that is given away
+	}
+	r.Data = r.data()
+	if len(r.pieces) > maxKeptPieces {
+		clear(r.pieces[maxKeptPieces:])
+		r.pieces = r.pieces[:maxKeptPieces]
+	}
+	r.s, r.buf, r.period = nil, nil, nil
+	r.Ended(r)
+}
+
+// data makes the data section: the ranges that succeeded, in order. It takes over the reference on buf.
+func (r *Reading) data() wire.Data {
 	all := true
-	for _, k := range status {
+	for _, k := range r.Status {
 		all = all && k == wire.KindNone
 	}
 	if all {
-		return buf.Data(len(buf.Bytes()))
+		return r.buf.Data(len(r.buf.Bytes()))
 	}
 	var data wire.Data
 	at := 0
-	for i, r := range ranges {
-		if status[i] == wire.KindNone {
-			data = append(data, wire.Slice{Buf: buf.Retain(), B: buf.Bytes()[at : at+int(r.Len)]})
+	for i := range r.Ranges {
+		n := int(r.Ranges[i].Len)
+		if r.Status[i] == wire.KindNone {
+			data = append(data, wire.Slice{Buf: r.buf.Retain(), B: r.buf.Bytes()[at : at+n]})
 		}
-		at += int(r.Len)
+		at += n
 	}
-	buf.Release()
+	r.buf.Release()
 	return data
 }
 

@@ -38,15 +38,7 @@ func Open(dev blockio.Device, cfg Config) (*Store, error) {
 	if err := checkOwner(sb, cfg, dev.Info().Path); err != nil {
 		return nil, err
 	}
-	s := &Store{
-		dev: dev, sb: sb, cfg: cfg, log: cfg.Log, flusher: &flusher{dev: dev}, journal: newJournal(dev, sb),
-		ios: make(chan struct{}, maxIOs), slots: make(chan struct{}, maxMutations),
-		reserve: min(sb.DataBlocks()/reserveShare, maxReserveBytes/format.BlockSize),
-		seen:    map[wire.BucketID]wire.Epoch{}, fenced: map[wire.BucketID]wire.Epoch{},
-		busy: map[wire.StripID]*op{}, ops: map[*op]struct{}{},
-	}
-	s.current = &period{}
-	s.oldest = s.current
+	s := newStore(dev, sb, cfg)
 	state, err := image.Load(dev, sb, dev.Info().Path)
 	if err != nil {
 		return nil, err

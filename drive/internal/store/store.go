@@ -11,7 +11,9 @@ import (
 
 	"github.com/crakefs/crake/drive/internal/blockio"
 	"github.com/crakefs/crake/drive/internal/format"
+	"github.com/crakefs/crake/drive/internal/health"
 	"github.com/crakefs/crake/drive/internal/index"
+	"github.com/crakefs/crake/drive/internal/sched"
 	"github.com/crakefs/crake/wire"
 )
 
@@ -26,6 +28,8 @@ type Config struct {
 	OnEvent func(severity uint8, kind, text string)
 	// VerifyRate bounds Verify, in bytes a second; 0 is DefaultVerifyRate.
 	VerifyRate int
+	// Health is told of every IO; nil: nobody is.
+	Health *health.Monitor
 }
 
 // Store is an open device. All methods but Run are safe for concurrent use.
@@ -34,14 +38,15 @@ type Config struct {
 type Store struct {
 	// Immutable.
 	dev     blockio.Device
+	async   blockio.Async // the device, if it does IO that nobody waits for, else nil
 	sb      *format.Superblock
 	cfg     Config
 	log     *slog.Logger
 	journal *journal
 	flusher *flusher
-	ios     chan struct{} // a slot for each device IO
-	slots   chan struct{} // a slot for each mutation
-	reserve uint64        // blocks that file data must leave
+	gate    *sched.Sched              // gives turns at the device
+	slots   [priorities]chan struct{} // a slot for each mutation
+	reserve uint64                    // blocks that file data must leave
 
 	// counters since the start.
 	reads, readBytes, writes, writeBytes, errors atomic.Uint64
@@ -66,11 +71,31 @@ type Store struct {
 	failed  error // why no new mutations are taken until a restart, or nil
 }
 
+// newStore makes a store of a device whose state is not read yet.
+func newStore(dev blockio.Device, sb *format.Superblock, cfg Config) *Store {
+	s := &Store{
+		sb: sb, cfg: cfg, log: cfg.Log, gate: sched.New(sched.DefaultLimits()),
+		reserve: min(sb.DataBlocks()/reserveShare, maxReserveBytes/format.BlockSize),
+		seen:    map[wire.BucketID]wire.Epoch{}, fenced: map[wire.BucketID]wire.Epoch{},
+		busy: map[wire.StripID]*op{}, ops: map[*op]struct{}{}, current: &period{},
+	}
+	s.oldest = s.current
+	s.async, _ = dev.(blockio.Async)
+	s.dev = watch(dev, cfg.Health)
+	s.flusher, s.journal = &flusher{dev: s.dev}, newJournal(s.dev, sb)
+	s.slots = [priorities]chan struct{}{
+		wire.PriorityClient: make(chan struct{}, maxMutations), wire.PriorityRebuild: make(chan struct{}, maxBackgroundMutations),
+		wire.PriorityScrub: make(chan struct{}, maxBackgroundMutations),
+	}
+	return s
+}
+
 // op is a mutation under way.
 type op struct {
 	ids    []wire.StripID
 	one    [1]wire.StripID // memory of ids
 	epoch  wire.Epoch
+	origin sched.Origin
 	growth int64         // what of Store.growing is its
 	done   chan struct{} // closed at its end; nil until someone waits. Guarded by Store.mu.
 }
@@ -98,7 +123,7 @@ func (o *op) wait() <-chan struct{} {
 // A delete of several ids in chunks takes them in ascending order, and an op takes all of its ids at once, so nobody
 // waits in a circle.
 func (s *Store) begin(ctx context.Context, name string, epoch wire.Epoch, ids ...wire.StripID) (*op, error) {
-	o := &op{epoch: epoch}
+	o := &op{epoch: epoch, origin: sched.OriginOf(ctx)}
 	o.ids = append(o.one[:0], ids...)
 	for {
 		s.mu.Lock()
@@ -174,22 +199,24 @@ func (s *Store) endUnlock(o *op) {
 	s.mu.Unlock()
 }
 
-// takeSlot waits for a slot for a mutation.
-func (s *Store) takeSlot(ctx context.Context, name string) error {
+// takeSlot waits for a slot for a mutation, and gives it; giveSlot must follow. Each priority has its own, so that a client never
+// waits for a rebuild.
+func (s *Store) takeSlot(ctx context.Context, name string) (chan struct{}, error) {
+	slots := s.slots[min(sched.OriginOf(ctx).Priority, priorities-1)]
 	select {
-	case s.slots <- struct{}{}:
-		return nil
+	case slots <- struct{}{}:
+		return slots, nil
 	default:
 	}
 	select {
-	case s.slots <- struct{}{}:
-		return nil
+	case slots <- struct{}{}:
+		return slots, nil
 	case <-ctx.Done():
-		return wire.E(name, wire.KindInterrupted, "", ctx.Err())
+		return nil, wire.E(name, wire.KindInterrupted, "", ctx.Err())
 	}
 }
 
-func (s *Store) giveSlot() { <-s.slots }
+func giveSlot(slots chan struct{}) { <-slots }
 
 // fail ends all mutations until a restart, whose replay finds out what is really on the device. A failed flush is the
 // usual reason: the kernel may have dropped what it could not write, and a later flush would succeed without it.
@@ -213,54 +240,6 @@ func (s *Store) sync() error {
 		s.fail(err)
 	}
 	return err
-}
-
-// dataOffset gives where on the device a run of the data area starts.
-func (s *Store) dataOffset(r format.Run) int64 {
-	return s.sb.DataOff + int64(r.Start())*format.BlockSize
-}
-
-// writeRuns writes data over runs of the same length.
-func (s *Store) writeRuns(runs []format.Run, data wire.Data) error {
-	s.ios <- struct{}{}
-	defer func() { <-s.ios }()
-	if len(runs) == 1 && len(data) == 1 {
-		return s.dev.WriteAt(data[0].B, s.dataOffset(runs[0]))
-	}
-	var parts [][]byte
-	for _, sl := range data {
-		parts = append(parts, sl.B)
-	}
-	for _, r := range runs {
-		var these [][]byte
-		these, parts = splitParts(parts, r.Blocks()*format.BlockSize)
-		if err := s.dev.WriteVecAt(these, s.dataOffset(r)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// splitParts takes the first n bytes of parts.
-func splitParts(parts [][]byte, n int) (first, rest [][]byte) {
-	for n > 0 {
-		if len(parts[0]) > n {
-			first = append(first, parts[0][:n])
-			rest = append([][]byte{parts[0][n:]}, parts[1:]...)
-			return first, rest
-		}
-		first = append(first, parts[0])
-		n -= len(parts[0])
-		parts = parts[1:]
-	}
-	return first, parts
-}
-
-// readRun reads into p, which has the run's length.
-func (s *Store) readRun(r format.Run, p []byte) error {
-	s.ios <- struct{}{}
-	defer func() { <-s.ios }()
-	return s.dev.ReadAt(p, s.dataOffset(r))
 }
 
 // ioFailed counts and reports an error of the device.
@@ -298,8 +277,9 @@ func (s *Store) Stat() wire.DriveStatResp {
 	st := wire.DriveStatResp{
 		Drive: s.sb.Drive, SizeBytes: uint64(s.sb.DataBytes), Engine: info.Engine, Flush: info.Flush, Path: info.Path,
 		Reads: s.reads.Load(), ReadBytes: s.readBytes.Load(), Writes: s.writes.Load(), WriteBytes: s.writeBytes.Load(),
-		Flushes: s.flusher.count.Load(), Errors: s.errors.Load(),
+		Flushes: s.flusher.count.Load(), Errors: s.errors.Load(), Queued: uint32(s.gate.Waiting()),
 	}
+	s.cfg.Health.Fill(&st)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if free := s.alloc.FreeBlocks(); free > s.reserve {
