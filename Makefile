@@ -84,6 +84,17 @@ fuzz: ## every fuzz test for FUZZTIME each
 bench: build deps ## measure the figures of BENCHMARKS.md on a cluster in memory; prints a table and JSON
 	CRAKE_BIN=$(CURDIR)/bin/crake $(GO) run ./bench/speed $(BENCHFLAGS)
 
+.PHONY: bench-drive
+bench-drive: build deps ## measure one drive against fio on the same device: disk, loop device, memory (needs root)
+	@$(GO) build -trimpath -o bin/drivespeed ./bench/drivespeed
+	CRAKE_BIN=$(CURDIR)/bin/crake bin/drivespeed $(BENCHFLAGS)
+
+.PHONY: bench-drive-perf
+bench-drive-perf: deps ## the same with profiles of both sides by perf: BENCHFLAGS='--devices disk --runs 1'
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/symbols/crake ./cmd/crake
+	@$(GO) build -trimpath -o bin/drivespeed ./bench/drivespeed
+	CRAKE_BIN=$(CURDIR)/bin/symbols/crake bin/drivespeed --perf $(BENCHFLAGS)
+
 .PHONY: generate
 generate: ## write generated code anew
 	$(GO) generate ./...

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sample is what one run of one job gave.
+type sample struct {
+	PerSecond float64 `json:"per_second"` // operations
+	P50us     float64 `json:"p50_us"`
+	P99us     float64 `json:"p99_us"`
+	CPUus     float64 `json:"cpu_us_per_op"` // of the process that serves, or of fio
+	Busy      float64 `json:"busy"`          // share of a core that it used
+	LoadBusy  float64 `json:"load_busy"`     // share of a core that the load generator used
+}
+
+// series are the samples of all runs.
+type series struct {
+	Samples []sample `json:"samples"`
+}
+
+// median gives the median of a part of the samples, and the range; zeros when there are none.
+func (s *series) median(part func(sample) float64) (median, low, high float64) {
+	var all []float64
+	for _, x := range s.Samples {
+		all = append(all, part(x))
+	}
+	if len(all) == 0 {
+		return 0, 0, 0
+	}
+	slices.Sort(all)
+	return all[len(all)/2], all[0], all[len(all)-1]
+}
+
+func (s *series) middle(part func(sample) float64) float64 {
+	m, _, _ := s.median(part)
+	return m
+}
+
+func perSecond(s sample) float64 { return s.PerSecond }
+func cpuOf(s sample) float64     { return s.CPUus }
+func busyOf(s sample) float64    { return s.Busy }
+func loadOf(s sample) float64    { return s.LoadBusy }
+
+// row is a line of the table: a job on a device.
+type row struct {
+	Device string                `json:"device"`
+	Job    string                `json:"job"`
+	Unit   string                `json:"unit"`
+	Fio    map[fioEngine]*series `json:"fio"`
+	Wire   *series               `json:"wire_only"`
+	Crake  *series               `json:"crake"`
+	// Best is the engine of fio that the ratio is against; Ratio is of the medians.
+	Best  fioEngine `json:"fio_best"`
+	Ratio float64   `json:"ratio"`
+	// Bound is what device and wire allow together, in operations a second; see bound.
+	Bound   float64 `json:"bound_per_second"`
+	Verdict string  `json:"verdict"`
+
+	job job
+}
+
+// deviceInfo is what the drive says of a device.
+type deviceInfo struct {
+	Name   string `json:"name"`
+	Engine string `json:"engine"`
+	Flush  string `json:"flush"`
+	Direct bool   `json:"direct"`
+}
+
+// report is everything that is printed.
+type report struct {
+	Time      time.Time    `json:"time"`
+	Version   string       `json:"version"`
+	Fio       string       `json:"fio_version"`
+	Kernel    string       `json:"kernel"`
+	Go        string       `json:"go"`
+	Model     string       `json:"model"`
+	DriveCore int          `json:"drive_core"`
+	LoadCore  int          `json:"load_core"`
+	Size      int64        `json:"size_bytes"`
+	Runs      int          `json:"runs"`
+	Seconds   float64      `json:"seconds"`
+	Devices   []deviceInfo `json:"devices"`
+	Rows      []*row       `json:"rows"`
+	Profiles  []*profile   `json:"profiles,omitempty"`
+
+	wire map[string]*series // by job
+}
+
+func newReport(cfg *config) *report {
+	rep := &report{
+		Time: time.Now().UTC(), Go: runtime.Version(), DriveCore: cfg.cores.drive, LoadCore: cfg.cores.load, Size: cfg.size,
+		Runs: cfg.runs, Seconds: cfg.seconds, wire: map[string]*series{}, Version: firstLine(cfg.bin, "version"), Fio: firstLine("fio", "--version"),
+	}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		rep.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if name, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				rep.Model = strings.TrimSpace(v)
+				break
+			}
+		}
+	}
+	return rep
+}
+
+// firstLine gives the first line that a command prints, "" when it fails.
+func firstLine(name string, args ...string) string {
+	out, _ := exec.Command(name, args...).Output()
+	line, _, _ := strings.Cut(string(out), "\n")
+	return strings.TrimSpace(line)
+}
+
+func (rep *report) addDevice(d *device) {
+	rep.Devices = append(rep.Devices, deviceInfo{Name: d.name, Engine: d.engine, Flush: d.flushPolicy, Direct: d.direct})
+}
+
+func (rep *report) addWire(j job, s sample) {
+	if rep.wire[j.name()] == nil {
+		rep.wire[j.name()] = &series{}
+	}
+	w := rep.wire[j.name()]
+	w.Samples = append(w.Samples, s)
+}
+
+// row finds or makes the row of a job.
+func (rep *report) row(d *device, j job) *row {
+	for _, r := range rep.Rows {
+		if r.Device == d.name && r.Job == j.name() {
+			return r
+		}
+	}
+	r := &row{
+		Device: d.name, Job: j.name(), Unit: j.unit(), Fio: map[fioEngine]*series{}, Wire: rep.wire[j.name()], Crake: &series{}, job: j,
+	}
+	rep.Rows = append(rep.Rows, r)
+	return r
+}
+
+func (rep *report) addFio(d *device, j job, engine fioEngine, s sample) {
+	r := rep.row(d, j)
+	if r.Fio[engine] == nil {
+		r.Fio[engine] = &series{}
+	}
+	f := r.Fio[engine]
+	f.Samples = append(f.Samples, s)
+}
+
+func (rep *report) addCrake(d *device, j job, s sample) {
+	r := rep.row(d, j)
+	r.Crake.Samples = append(r.Crake.Samples, s)
+	r.judge()
+}
+
+// judge compares the medians and says what limits.
+func (r *row) judge() {
+	best := 0.0
+	for engine, s := range r.Fio {
+		if m := s.middle(perSecond); m > best {
+			best, r.Best = m, engine
+		}
+	}
+	if best == 0 {
+		return
+	}
+	r.Ratio = r.Crake.middle(perSecond) / best
+	r.Bound = r.bound(best)
+	switch {
+	case r.Ratio >= target:
+		r.Verdict = "reached"
+	case r.Crake.middle(perSecond) >= target*r.Bound:
+		r.Verdict = "limit: the wire"
+	case r.Crake.middle(busyOf) >= busyCore:
+		r.Verdict = "limit: CPU of the drive"
+	case r.Crake.middle(loadOf) >= busyCore:
+		r.Verdict = "limit: CPU of the load"
+	default:
+		r.Verdict = "MISSED"
+	}
+}
+
+// bound gives what can be had over the wire when the drive itself costs nothing. One request at a time takes as long as the device and
+// the wire one after the other; many at once go as fast as the slower of the two.
+func (r *row) bound(device float64) float64 {
+	wire := 0.0
+	if r.Wire != nil {
+		wire = r.Wire.middle(perSecond)
+	}
+	switch {
+	case wire == 0:
+		return device
+	case r.job.depth == 1:
+		return 1 / (1/device + 1/wire)
+	}
+	return min(device, wire)
+}
+
+// write prints the report.
+func (rep *report) write(w io.Writer, asJSON bool) error {
+	if asJSON {
+		b, err := json.MarshalIndent(rep, "", "  ")
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(append(b, '\n'))
+		return err
+	}
+	fmt.Fprintf(w, "%s\n%s against %s, kernel %s, %s, drive on core %d, load on core %d (%s)\n", rep.Time.Format("2006-01-02 15:04 UTC"),
+		rep.Version, rep.Fio, rep.Kernel, rep.Go, rep.DriveCore, rep.LoadCore, rep.Model)
+	fmt.Fprintf(w, "median (low to high) of %d runs of %g s; %d MiB are read; us/op is processor time\n", rep.Runs, rep.Seconds, rep.Size>>20)
+	for _, d := range rep.Devices {
+		fmt.Fprintf(w, "%s: engine %s, flush %s, O_DIRECT %v\n", d.Name, d.Engine, d.Flush, d.Direct)
+	}
+	fmt.Fprintln(w)
+	tw := tabwriter.NewWriter(w, 0, 8, 1, ' ', tabwriter.Debug)
+	fmt.Fprintln(tw, " device\t job\t unit\t fio\t by\t Crake\t Crake/fio\t wire only\t fio+wire\t us/op fio\t wire\t Crake\t busy drive\t load\t 90 %")
+	for _, r := range rep.Rows {
+		r.print(tw)
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	for _, p := range rep.Profiles {
+		p.print(w)
+	}
+	return nil
+}
+
+func (r *row) print(w io.Writer) {
+	spread := func(s *series) string {
+		m, low, high := s.median(perSecond)
+		return fmt.Sprintf("%.0f (%.0f to %.0f)", r.job.figure(m), r.job.figure(low), r.job.figure(high))
+	}
+	best := r.Fio[r.Best]
+	if best == nil || r.Wire == nil {
+		return // it was not measured to its end
+	}
+	by := string(r.Best)
+	for engine, s := range r.Fio {
+		if engine != r.Best {
+			by += fmt.Sprintf("; %s: %.0f", engine, r.job.figure(s.middle(perSecond)))
+		}
+	}
+	fmt.Fprintf(w, " %s\t %s\t %s\t %s\t %s\t %s\t %.2f\t %.0f\t %.0f\t %.1f\t %.1f\t %.1f\t %.0f %%\t %.0f %%\t %s\n", r.Device, r.Job, r.Unit,
+		spread(best), by, spread(r.Crake), r.Ratio, r.job.figure(r.Wire.middle(perSecond)), r.job.figure(r.Bound), best.middle(cpuOf), r.Wire.middle(cpuOf),
+		r.Crake.middle(cpuOf), 100*r.Crake.middle(busyOf), 100*r.Crake.middle(loadOf), r.Verdict)
+}

@@ -1,0 +1,60 @@
+package driveload
+
+import (
+	"context"
+
+	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/rpc"
+)
+
+// ServeEcho answers as a drive would whose device takes no time: reads with arbitrary bytes from memory, writes with success. It
+// shows what the wire alone costs. It returns when ctx ends.
+func ServeEcho(ctx context.Context, addr string, cluster wire.ClusterID) error {
+	arena, err := wire.NewArena(arenaBytes)
+	if err != nil {
+		return err
+	}
+	e := &echo{arena: arena}
+	l, err := rpc.Listen(addr, rpc.Options{
+		Self: rpc.Self{Cluster: cluster, Role: wire.RoleDrive, Proc: 2, Version: "echo"}, Arena: arena, Handler: e.handle,
+	})
+	if err != nil {
+		return err
+	}
+	return l.Serve(ctx)
+}
+
+type echo struct {
+	arena *wire.Arena
+}
+
+// handle decodes requests, as a drive must.
+func (e *echo) handle(ctx context.Context, req *rpc.Request) (wire.Message, wire.Data, error) {
+	defer req.Data.Release()
+	switch req.Header.Method {
+	case wire.MDriveRead:
+		var m wire.ReadReq
+		if err := m.Decode(req.Meta); err != nil {
+			return nil, nil, err
+		}
+		n := 0
+		for _, r := range m.Ranges {
+			n += int(r.Len)
+		}
+		buf, err := e.arena.Alloc(ctx, n)
+		if err != nil {
+			return nil, nil, err
+		}
+		return &wire.ReadResp{Status: make([]wire.Kind, len(m.Ranges))}, buf.Data(n), nil
+	case wire.MDrivePut:
+		var m wire.PutReq
+		return &wire.Empty{}, nil, m.Decode(req.Meta)
+	case wire.MDriveAppend:
+		var m wire.AppendReq
+		err := m.Decode(req.Meta)
+		return &wire.AppendResp{Len: m.Offset + uint64(req.Data.Len())}, nil, err
+	case wire.MDriveStat:
+		return &wire.DriveStatResp{Engine: "echo"}, nil, nil
+	}
+	return nil, nil, wire.Errorf("echo", wire.KindVersion, "", "method %#x is not echoed", uint16(req.Header.Method))
+}
