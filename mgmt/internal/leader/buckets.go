@@ -108,7 +108,10 @@ func (c *Core) liveComputes() []wire.ProcID {
 
 func (c *Core) drivesUp() bool {
 	for _, p := range c.s.Procs {
-		if p.Role == wire.RoleDrive && p.Wanted && p.State != wire.ProcUp {
+		if p.Role != wire.RoleDrive || !p.Wanted || p.State == wire.ProcUp {
+			continue
+		}
+		if d := c.s.Drives[p.Drive]; d == nil || !d.Failed { // nobody waits for one that failed
 			return false
 		}
 	}

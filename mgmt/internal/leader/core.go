@@ -59,12 +59,14 @@ type Core struct {
 	cluster wire.ClusterID
 	leaseMs Millis
 	live    map[wire.ProcID]*Live
+	devices map[wire.DriveID]*deviceHealth // made when needed
 
 	out       Output
 	dirty     bool // durable state was touched since the map was last built
 	pgDirty   bool // drives came, went or failed
 	stopping  bool
 	lastTick  Millis
+	judged    Millis // when drives were judged last
 	holdUntil Millis
 	leaving   int // buckets that wait for their last owner to let go
 	m         *wire.ClusterMap
@@ -73,7 +75,10 @@ type Core struct {
 // New begins to lead with a state that was loaded or formed. Nobody has been heard yet, so everybody who is not down gets
 // a whole lease before anything of his is given away (see doc.go, "When mgmt is away").
 func New(s *State, leaseMs int, now Millis) (*Core, error) {
-	c := &Core{s: s, leaseMs: Millis(leaseMs), live: map[wire.ProcID]*Live{}, lastTick: now, dirty: true, pgDirty: true}
+	c := &Core{
+		s: s, leaseMs: Millis(leaseMs), live: map[wire.ProcID]*Live{}, devices: map[wire.DriveID]*deviceHealth{},
+		lastTick: now, dirty: true, pgDirty: true,
+	}
 	b, err := hex.DecodeString(s.Settings.Cluster)
 	if err != nil || len(b) != len(c.cluster) {
 		return nil, wire.Errorf("leader.new", wire.KindCorrupt, "settings", "cluster id %q", s.Settings.Cluster)
@@ -187,6 +192,7 @@ func (c *Core) Tick(now Millis) {
 			p.Old, c.dirty = nil, true
 		}
 	}
+	c.judgeDrives(now)
 	c.settle(now)
 }
 

@@ -42,6 +42,9 @@ func (c *Core) Register(now Millis, r *wire.RegisterReq) (Registered, error) {
 	for _, d := range r.Drives {
 		c.takeDrive(p, d)
 	}
+	if p.Role == wire.RoleDrive {
+		c.opened(p)
+	}
 	c.dirty = true
 	c.event(wire.SeverityInfo, "process.register", p.Name, fmt.Sprintf("pid %d, version %s, incarnation %d", p.PID, p.Version, p.Incarnation))
 	c.settle(now)

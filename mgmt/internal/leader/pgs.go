@@ -30,7 +30,8 @@ func equalPGs(a, b []wire.PGInfo) bool {
 
 // BuildPGs makes placement groups of width drives in distinct failure domains out of the drives that are fit for use
 // (in order of id). The groups of before stay as they are, but for places of drives that are not fit any more: those are
-// filled anew. New groups get ids from next on; it gives the groups and the next free id.
+// filled anew; and a drive that is in no group, because it is used again after its places were filled, takes its share over.
+// New groups get ids from next on; it gives the groups and the next free id.
 //
 // A drive is in about as many groups as its size is of the whole, and about as often at every position, since logs lie on
 // the first positions and parity on the last. Which domains meet in a group is drawn by hash in every round, so that
@@ -55,6 +56,11 @@ func BuildPGs(prev []wire.PGInfo, drives []Drive, width int, next wire.PGID) ([]
 	for len(out) < b.want() {
 		out = append(out, wire.PGInfo{ID: next, Drives: b.group()})
 		next++
+	}
+	for _, d := range drives {
+		if x := b.drives[d.ID]; x.places == 0 {
+			b.adopt(x, out)
+		}
 	}
 	return out, next
 }
@@ -194,6 +200,40 @@ func (b *pgBuilder) repair(ids []wire.DriveID) {
 		ids[pos] = d.id
 		b.place(d, pos)
 		heap.Fix(&b.queue, best.index)
+	}
+}
+
+// adopt gives a drive that is in no group its share of the places, by its size, from the most loaded drives of groups that
+// its domain is not in.
+func (b *pgBuilder) adopt(d *pgDrive, groups []wire.PGInfo) {
+	var places, weight uint64
+	for _, x := range b.drives {
+		places, weight = places+x.places, weight+x.weight
+	}
+	share := places * d.weight / weight
+	for _, pg := range groups {
+		if d.places >= share {
+			return
+		}
+		at := -1
+		for pos, id := range pg.Drives {
+			x := b.drives[id]
+			if x == nil || x.domain == d.domain {
+				at = -1
+				break
+			}
+			if at < 0 || x.load() > b.drives[pg.Drives[at]].load() {
+				at = pos
+			}
+		}
+		if at < 0 {
+			continue
+		}
+		old := b.drives[pg.Drives[at]]
+		old.places--
+		old.at[at]--
+		pg.Drives[at] = d.id
+		b.place(d, at)
 	}
 }
 

@@ -63,6 +63,7 @@ type Drive struct {
 	Server    wire.ServerID `json:"server"`
 	Domain    uint32        `json:"domain"`
 	Failed    bool          `json:"failed"`
+	Reason    string        `json:"reason,omitempty"` // why it failed
 	SizeBytes uint64        `json:"size_bytes"`
 	Path      string        `json:"path"`
 }
