@@ -55,6 +55,7 @@ type Arena struct {
 	peak    int           // most blocks out since the last Trim
 	waiters [useCount][]*arenaWaiter
 	out     map[*Buf]struct{} // only with debug
+	guard   TrimGuard         // nil: none
 	closed  bool
 }
 
@@ -293,11 +294,12 @@ func (a *Arena) Trim() int {
 	}
 	excess := a.buddy.touchedBlocks() - max(a.peak, a.usedBlocks())
 	a.peak = a.usedBlocks()
-	given := a.buddy.untouch(excess, func(start, blocks int) bool {
-		// Under the lock: a few tens of microseconds a MiB, for memory that was idle.
-		return unix.Fallocate(a.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(start)*BlockSize, int64(blocks)*BlockSize) == nil
-	})
-	return given * BlockSize
+	// Under the lock: a few tens of microseconds a MiB, for memory that was idle.
+	return a.buddy.untouch(excess, a.punch) * BlockSize
+}
+
+func (a *Arena) punchHole(off, n int) bool {
+	return unix.Fallocate(a.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(off), int64(n)) == nil
 }
 
 // Close unmaps the arena; every Buf must have been released: otherwise it is an error that tells what is out (with ArenaDebug:

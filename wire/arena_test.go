@@ -333,6 +333,58 @@ func TestArenaTrim(t *testing.T) {
 	}
 }
 
+// Claim: Trim asks the guard before memory loses its pages, for free memory only, and gives back what was populated by others.
+func TestArenaGuard(t *testing.T) {
+	a := newTestArena(t, 64<<20)
+	var guarded []byte
+	punched := 0
+	guard := func(mem []byte, punch func()) {
+		for i := range mem[:1] {
+			if mem[i] != 7 {
+				t.Error("the pages are gone before the guard has let them go")
+			}
+		}
+		guarded = append(guarded, mem...)
+		punch()
+		if mem[0] != 0 {
+			t.Error("not punched")
+		}
+		punched += len(mem)
+	}
+	if err := a.Guard(guard); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Guard(guard); KindOf(err) != KindInvalid {
+		t.Error("a second guard:", err)
+	}
+	hold, err := a.Alloc(t.Context(), BlockSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(hold.Bytes(), "kept")
+	region := a.Memory()[:2<<20] // as one who registers the region in which hold lies
+	for i := range region[BlockSize:] {
+		region[BlockSize+i] = 7
+	}
+	a.Populated(region)
+	a.Trim()
+	a.Trim()
+	if punched != 2<<20-BlockSize || len(guarded) != punched {
+		t.Errorf("%d bytes went through the guard, %d were punched", len(guarded), punched)
+	}
+	if string(hold.Bytes()[:4]) != "kept" {
+		t.Error("memory in use lost its pages")
+	}
+	hold.Release()
+	if err := a.Guard(nil); err != nil {
+		t.Fatal(err)
+	}
+	a.Trim()
+	if a.Trim(); punched != 2<<20-BlockSize {
+		t.Error("a guard that is gone was called")
+	}
+}
+
 // Claim: many goroutines that hold one Buf and wait for nothing else always get on.
 func TestArenaConcurrent(t *testing.T) {
 	a := newTestArena(t, 1<<20)
