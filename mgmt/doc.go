@@ -49,6 +49,16 @@
 // Alternatives considered: drives alone could fence writes, but not the reads that a replaced owner answers from memory; a
 // lease of minutes would make every hang an outage of minutes.
 //
+// # Drives that fail
+//
+// The leader fails a drive when its heartbeat says Fault (wire.DriveStatResp), when runs of its process end because of the device
+// again and again (MDriveTrouble), or when its mean times are much above those of its peers for half a minute; an operator
+// does it by POST /drives/{id}/deactivate. internal/leader/drives.go has the rules: never more failure domains than the
+// protection bears, and enough drives left for the replicas of logs. A failed drive is asked for nothing by anybody
+// (route.Router), its places in groups are filled by others, and its process is not started again when it ends. The state
+// ends by POST /drives/{id}/activate only. What the drive holds counts again then, as after an absence: ids are never used
+// twice, and what was written meanwhile lies elsewhere.
+//
 // # Goroutines
 //
 //	worker.run       two groups, ended one after the other, waited for:
@@ -65,9 +75,9 @@
 //
 // # Reading order
 //
-// api/clusterfile.go, api/types.go; internal/leader: state.go, core.go, members.go, buckets.go, pgs.go; internal/driver;
+// api/clusterfile.go, api/types.go; internal/leader: state.go, core.go, members.go, buckets.go, pgs.go, drives.go, slow.go; internal/driver;
 // internal/store; internal/supervise: supervisor.go, spawn.go, procfs.go; worker.go, reconcile.go, rpcserve.go, ops.go,
-// view.go, health.go, rest.go, keeper.go.
+// driveops.go, view.go, driveview.go, health.go, drivehealth.go, rest.go, keeper.go.
 //
 // # How it fails
 //
@@ -84,5 +94,9 @@
 //	another leads                           nothing is written            TestOnlyLeaderSaves (internal/store)
 //	stored state is damaged                 a clear error, no start       TestDecodeDamage (internal/leader)
 //	a stale pid file                        never signalled               TestStaleRecord (internal/supervise)
+//	a drive says that its device is broken  failed, kept, not restarted   TestFaultFails (internal/leader), TestDriveSaysFault
+//	a drive cannot be opened, again, again  failed after half a minute    TestTroubles (internal/leader), TestDriveCannotBeOpened
+//	a drive is much slower than its peers   told, then failed             TestSlow, TestSlowSpellsKindsAndMargin (internal/leader)
+//	more drives fail than m                 told, not failed              TestNoMoreThanParity, TestLogsNeedDrives (internal/leader)
 //	a mount point is in use                 refused, with who uses it     TestBusyMount
 package mgmt

@@ -2,6 +2,8 @@ package mgmt
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -77,6 +79,11 @@ func runFake(ctx context.Context, role string) error {
 	if strings.Contains(flagOf("--mount"), "cursed") {
 		return fmt.Errorf("mount point %s is cursed", flagOf("--mount"))
 	}
+	if role == "drive" {
+		if err := f.cannotOpen(); err != nil {
+			return err
+		}
+	}
 	f.router = route.New(route.Config{Self: f.self, Mgmt: flagOf("--mgmt"), OnMap: f.onMap})
 	defer f.router.Close()
 	l, err := rpc.Listen(flagOf("--listen"), rpc.Options{Self: f.self, Handler: f.handle})
@@ -126,11 +133,50 @@ func (f *fake) beat(ctx context.Context, hup <-chan os.Signal, reg *wire.Registe
 		hb := &wire.HeartbeatReq{
 			Proc: f.self.Proc, Incarnation: reg.Incarnation, Session: reg.Session, Ready: true, Buckets: f.held, Generation: f.router.Map().Generation,
 		}
+		if f.role == "drive" {
+			hb.Drives = f.says()
+		}
 		f.mu.Unlock()
 		if err := f.router.Mgmt(ctx, &rpc.Call{Method: wire.MHeartbeat, Req: hb, Resp: &wire.HeartbeatResp{}}); wire.KindOf(err) == wire.KindStaleSession {
 			return err
 		}
 	}
+}
+
+// driveFile is where a test tells a fake drive what to do.
+func driveFile(device, what string) string { return device + "." + what }
+
+// cannotOpen does what a drive does that cannot open its device, if the test wants that.
+func (f *fake) cannotOpen() error {
+	why, err := os.ReadFile(driveFile(flagOf("--device"), "broken"))
+	if err != nil {
+		return nil
+	}
+	id, err := strconv.ParseUint(flagOf("--drive-id"), 10, 32)
+	if err != nil {
+		return err
+	}
+	conn, err := rpc.Dial(context.Background(), flagOf("--mgmt"), rpc.Options{Self: f.self})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	req := &wire.DriveTroubleReq{Proc: f.self.Proc, PID: uint32(os.Getpid()), Drive: wire.DriveID(id), Text: string(why)}
+	err = conn.Do(context.Background(), &rpc.Call{Method: wire.MDriveTrouble, Req: req, Resp: &wire.Empty{}})
+	return errors.Join(errors.New(string(why)), err)
+}
+
+// says gives what a drive tells of its device: what the test wrote.
+func (f *fake) says() []wire.DriveStatResp {
+	b, err := os.ReadFile(driveFile(flagOf("--device"), "says"))
+	if err != nil {
+		return nil
+	}
+	var st wire.DriveStatResp
+	if err := json.Unmarshal(b, &st); err != nil {
+		return nil // half written
+	}
+	return []wire.DriveStatResp{st}
 }
 
 func (f *fake) onMap(m *wire.ClusterMap) {

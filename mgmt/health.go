@@ -9,7 +9,7 @@ import (
 // healthInput is what health is judged by.
 type healthInput struct {
 	parity   int
-	drives   api.Count
+	drives   *driveHealth
 	procs    map[string]api.Count // by role
 	buckets  api.BucketCount
 	mounts   []api.Mount
@@ -28,9 +28,7 @@ func health(in *healthInput) api.Health {
 		}
 		h.Reasons = append(h.Reasons, fmt.Sprintf(format, args...))
 	}
-	if down := in.drives.Total - in.drives.Up; down > 0 {
-		worsen(api.HealthDegraded, "%d of %d drives are down", down, in.drives.Total)
-	}
+	in.drives.judge(in.parity, worsen)
 	lost, tight := 0, 0
 	for _, pg := range in.pgs {
 		down := 0

@@ -178,7 +178,7 @@ func TestFormAndList(t *testing.T) {
 	c.launch()
 	ctx := t.Context()
 	st := c.ready()
-	if st.Health.State != api.HealthOK || st.Drives != (api.Count{Up: 6, Total: 6}) || st.Buckets.Serving != 16 ||
+	if st.Health.State != api.HealthOK || st.Drives != (api.DriveCount{Up: 6, Total: 6}) || st.Buckets.Serving != 16 ||
 		st.Processes["compute"] != (api.Count{Up: 2, Total: 2}) || len(st.Mounts) != 1 || !st.Mounts[0].Ready || st.Sessions != 1 {
 		t.Errorf("status %+v", st)
 	}
@@ -239,6 +239,12 @@ func (c *cluster) badRequests(tcp string) {
 		{"GET", "/api/v1/status", "", "", "evil.example", 403},
 		{"GET", "/api/v1/events?limit=0x", "", "", "", 400},
 		{"GET", "/api/v1/events?severity=loud", "", "", "", 400},
+		{"POST", "/api/v1/drives/x/activate", `{}`, "application/json", "", 400},
+		{"POST", "/api/v1/drives/0/activate", `{}`, "application/json", "", 400},
+		{"POST", "/api/v1/drives/99/activate", `{}`, "application/json", "", 404},
+		{"POST", "/api/v1/drives/1/activate", `{}`, "application/json", "", 409},
+		{"POST", "/api/v1/drives/99/deactivate", `{}`, "application/json", "", 404},
+		{"POST", "/api/v1/drives/1/deactivate", `{"why":1}`, "application/json", "", 400},
 		{"GET", "/api/v1/buckets?detail=perhaps", "", "", "", 400},
 	} {
 		req, err := http.NewRequestWithContext(c.t.Context(), r.method, "http://"+tcp+r.path, strings.NewReader(r.body))
@@ -589,6 +595,8 @@ func TestStrangers(t *testing.T) {
 		"tool evict":      {tool, rpc.Call{Method: wire.MEvict, Req: &wire.EvictReq{Session: 1}}},
 		"other's goodbye": {drive, rpc.Call{Method: wire.MGoodbye, Req: &wire.GoodbyeReq{Proc: victim.ID, Incarnation: victim.Incarnation}}},
 		"other's beat":    {drive, rpc.Call{Method: wire.MHeartbeat, Req: &wire.HeartbeatReq{Proc: victim.ID}}},
+		"other's trouble": {drive, rpc.Call{Method: wire.MDriveTrouble, Req: &wire.DriveTroubleReq{Proc: victim.ID, PID: 1, Drive: 1}}},
+		"no such drive":   {drive, rpc.Call{Method: wire.MDriveTrouble, Req: &wire.DriveTroubleReq{Proc: victim.ID + 1, PID: 1, Drive: 99}}},
 		"drive evicts":    {drive, rpc.Call{Method: wire.MEvict, Req: &wire.EvictReq{Session: 1}}},
 		"register as":     {drive, rpc.Call{Method: wire.MRegister, Req: &wire.RegisterReq{Proc: victim.ID, Role: wire.RoleDrive, PID: 1}}},
 	} {
@@ -633,7 +641,7 @@ func TestBusyMount(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	good := healthInput{
-		parity: 2, drives: api.Count{Up: 6, Total: 6}, procs: map[string]api.Count{"compute": {Up: 2, Total: 2}},
+		parity: 2, drives: &driveHealth{}, procs: map[string]api.Count{"compute": {Up: 2, Total: 2}},
 		buckets: api.BucketCount{Total: 16, Serving: 16}, mounts: []api.Mount{{Path: "/m", Ready: true}},
 		pgs: [][]bool{{true, true, true, true, true, true}},
 	}
@@ -643,7 +651,10 @@ func TestHealth(t *testing.T) {
 		edit   func(in *healthInput)
 	}{
 		{api.HealthOK, "", func(in *healthInput) {}},
-		{api.HealthDegraded, "1 of 6 drives", func(in *healthInput) { in.drives.Up = 5; in.pgs = [][]bool{{false, true, true, true, true, true}} }},
+		{api.HealthDegraded, "1 of 6 drives", func(in *healthInput) {
+			in.drives.count.Up = 5
+			in.pgs = [][]bool{{false, true, true, true, true, true}}
+		}},
 		{api.HealthDegraded, "bear no further loss", func(in *healthInput) { in.pgs = [][]bool{{false, false, true, true, true, true}} }},
 		{api.HealthUnavailable, "have lost more than the 2", func(in *healthInput) { in.pgs = [][]bool{{false, false, false, true, true, true}} }},
 		{api.HealthDegraded, "1 of 2 computes", func(in *healthInput) { in.procs = map[string]api.Count{"compute": {Up: 1, Total: 2}} }},
@@ -653,9 +664,16 @@ func TestHealth(t *testing.T) {
 		{api.HealthStarting, "being opened", func(in *healthInput) { in.buckets.Opening, in.starting = 1, true }},
 		{api.HealthOK, "", func(in *healthInput) { in.starting = true }},
 		{api.HealthDegraded, "not ready", func(in *healthInput) { in.mounts = []api.Mount{{Path: "/m"}} }},
+		{api.HealthDegraded, "drive 3 has failed: gone", func(in *healthInput) {
+			in.drives.count, in.drives.failed = api.DriveCount{Up: 5, Total: 6, Failed: 1}, []driveNote{{id: 3, reason: "gone"}}
+		}},
+		{api.HealthDegraded, "2 more drives have failed", func(in *healthInput) { in.drives.failed = make([]driveNote, maxNamed+2) }},
+		{api.HealthDegraded, "drive 4 is slow: reads", func(in *healthInput) { in.drives.problems = []driveNote{{id: 4, problem: "slow: reads"}} }},
+		{api.HealthUnavailable, "in 2 of 6 failure domains, and logs need 3: all writes wait", func(in *healthInput) { in.drives.upDomains = 2 }},
 		{api.HealthStopping, "", func(in *healthInput) { in.stopping = true }},
 	} {
 		in := good
+		in.drives = &driveHealth{count: api.DriveCount{Up: 6, Total: 6}, domains: 6, upDomains: 6}
 		r.edit(&in)
 		h := health(&in)
 		if h.State != r.want || !strings.Contains(strings.Join(h.Reasons, "; "), r.reason) {

@@ -68,7 +68,7 @@ func (w *worker) reconcile(ctx context.Context) error {
 	if stopping {
 		return nil
 	}
-	var specs []supervise.Spec
+	var specs, failed []supervise.Spec
 	var leaving []string
 	w.d.Look(func(_ leader.Millis, c *leader.Core) {
 		pin := 0
@@ -81,6 +81,8 @@ func (w *worker) reconcile(ctx context.Context) error {
 			switch {
 			case !p.Wanted && p.Role == wire.RoleCompute && !ownsAny(c.State(), id):
 				leaving = append(leaving, p.Name)
+			case p.Wanted && driveFailed(c.State(), p):
+				failed = append(failed, spec)
 			case p.Wanted && (p.Role != wire.RoleFrontend || w.mountable(c, p)):
 				specs = append(specs, spec)
 			}
@@ -89,7 +91,7 @@ func (w *worker) reconcile(ctx context.Context) error {
 	running := w.sup.Status()
 	var errs []error
 	for _, s := range specs {
-		if _, ok := running[s.Name]; ok {
+		if _, ok := running[s.Name]; ok && !w.resting[s.Name] {
 			continue
 		}
 		errs = append(errs, w.sup.Start(ctx, s))
@@ -97,6 +99,7 @@ func (w *worker) reconcile(ctx context.Context) error {
 		w.started[s.Name] = true
 		w.mu.Unlock()
 	}
+	errs = append(errs, w.rest(ctx, failed, running))
 	for _, name := range leaving {
 		if _, err := w.sup.Stop(ctx, name, graceCompute); err != nil {
 			errs = append(errs, err)

@@ -108,6 +108,8 @@ func (w *worker) routes(tcp bool) http.Handler {
 	on("GET /status", func(*http.Request) (any, error) { return w.status(), nil })
 	on("GET /processes", func(*http.Request) (any, error) { return w.processes(), nil })
 	on("GET /drives", func(*http.Request) (any, error) { return w.drives(), nil })
+	on("POST /drives/{id}/deactivate", w.postDeactivate)
+	on("POST /drives/{id}/activate", w.postActivate)
 	on("GET /buckets", w.getBuckets)
 	on("GET /pgs", func(*http.Request) (any, error) { return w.pgs(), nil })
 	on("GET /filesystems", func(*http.Request) (any, error) { return w.filesystems(), nil })

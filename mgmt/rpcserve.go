@@ -62,6 +62,17 @@ func (w *worker) answer(ctx context.Context, peer rpc.Self, req *rpc.Request) (w
 		}
 		w.noteEvent(peer, &r)
 		return &wire.Empty{}, nil
+	case wire.MDriveTrouble:
+		var r wire.DriveTroubleReq
+		if err := r.Decode(req.Meta); err != nil {
+			return nil, err
+		}
+		if r.Proc != peer.Proc {
+			return nil, refuse(peer, "trouble of process %d", r.Proc)
+		}
+		var terr error
+		w.d.Do(func(now leader.Millis, c *leader.Core) { terr = c.Trouble(now, &r) })
+		return &wire.Empty{}, terr
 	case wire.MEvict:
 		var r wire.EvictReq
 		if err := r.Decode(req.Meta); err != nil {

@@ -22,7 +22,7 @@ func (w *worker) status() *api.Status {
 		Version: w.c.Version, Time: time.Now().UTC(), Processes: map[string]api.Count{}, Filesystems: w.filesystems(), Mounts: w.mounts(),
 		Mgmt: w.mgmtInfo(),
 	}
-	h := healthInput{}
+	h := healthInput{drives: &driveHealth{}}
 	var pgs [][]bool
 	w.d.Look(func(_ leader.Millis, c *leader.Core) {
 		s, m := c.State(), c.Map()
@@ -40,15 +40,7 @@ func (w *worker) status() *api.Status {
 				st.Processes[p.Role.String()] = n
 			}
 		}
-		up := map[wire.DriveID]bool{}
-		for _, d := range m.Drives {
-			st.Drives.Total++
-			if d.State == wire.DriveUp {
-				st.Drives.Up++
-				up[d.ID] = true
-			}
-			addCapacity(&st.Capacity, c, &d)
-		}
+		up := w.viewDrives(c, st, &h)
 		st.Buckets = countBuckets(c)
 		for _, pg := range m.PGs {
 			var have []bool
@@ -61,26 +53,14 @@ func (w *worker) status() *api.Status {
 	st.Capacity.UsableBytes = st.Capacity.RawBytes * uint64(st.Protection.Data) / uint64(st.Protection.Data+st.Protection.Parity)
 	st.Capacity.UsableFreeBytes = st.Capacity.RawFreeBytes * uint64(st.Protection.Data) / uint64(st.Protection.Data+st.Protection.Parity)
 	st.Processes["mgmt"] = api.Count{Up: 1, Total: 1}
-	h.parity, h.drives, h.procs, h.buckets, h.mounts, h.pgs = st.Protection.Parity, st.Drives, st.Processes, st.Buckets, st.Mounts, pgs
+	h.parity, h.procs, h.buckets, h.mounts, h.pgs = st.Protection.Parity, st.Processes, st.Buckets, st.Mounts, pgs
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	h.stopping = w.stopping
 	h.starting = !w.formed && time.Since(w.began) < startupGrace
-	st.Health = health(&h)
+	st.Health, st.Advice = health(&h), h.drives.advice(&st.Protection)
 	w.formed = w.formed || st.Health.State == api.HealthOK
 	return st
-}
-
-// addCapacity counts a drive: what its process says, else its size and no free space.
-func addCapacity(sum *api.Capacity, c *leader.Core, d *wire.DriveInfo) {
-	for _, s := range c.Live(d.Proc).Drives {
-		if s.Drive == d.ID && s.SizeBytes > 0 {
-			sum.RawBytes += s.SizeBytes
-			sum.RawFreeBytes += s.FreeBytes
-			return
-		}
-	}
-	sum.RawBytes += d.SizeBytes
 }
 
 func countBuckets(c *leader.Core) api.BucketCount {
@@ -164,35 +144,6 @@ func (w *worker) processes() []api.Process {
 			out[i].RSSBytes = procfs.RSS(out[i].PID)
 		}
 	}
-	return out
-}
-
-func (w *worker) drives() []api.Drive {
-	out := []api.Drive{}
-	w.d.Look(func(_ leader.Millis, c *leader.Core) {
-		pgs := map[wire.DriveID]int{}
-		for _, pg := range c.State().PGs {
-			for _, d := range pg.Drives {
-				pgs[d]++
-			}
-		}
-		for _, d := range c.Map().Drives {
-			a := api.Drive{
-				ID: uint32(d.ID), Path: d.Path, State: d.State.String(), Domain: d.Domain, SizeBytes: d.SizeBytes, PGs: pgs[d.ID],
-			}
-			if p := c.State().Procs[d.Proc]; p != nil {
-				a.Process = p.Name
-			}
-			for _, s := range c.Live(d.Proc).Drives {
-				if s.Drive == d.ID {
-					a.SizeBytes, a.FreeBytes, a.Strips = s.SizeBytes, s.FreeBytes, s.Strips
-					a.Reads, a.ReadBytes, a.Writes, a.WriteBytes = s.Reads, s.ReadBytes, s.Writes, s.WriteBytes
-					a.Flushes, a.Errors, a.Engine, a.Flush = s.Flushes, s.Errors, s.Engine, s.Flush
-				}
-			}
-			out = append(out, a)
-		}
-	})
 	return out
 }
 

@@ -52,7 +52,8 @@ type worker struct {
 	end     context.CancelCauseFunc
 	tcp     string // address of the API over TCP, with the real port; "" is none
 
-	stopAsked chan struct{} // closed when the orderly stop begins
+	resting   map[string]bool // processes of failed drives that are not started again; owned by reconcileLoop
+	stopAsked chan struct{}   // closed when the orderly stop begins
 
 	opMu sync.Mutex // one change of mounts or filesystems, or the stop, at a time; never taken under mu
 

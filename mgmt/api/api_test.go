@@ -99,9 +99,10 @@ func TestCheckDir(t *testing.T) {
 // Claim: JSON keys never change meaning. A key that is missing here was renamed or removed: tools in the field break.
 func TestStableKeys(t *testing.T) {
 	for v, want := range map[any]string{
-		&Status{}:     "cluster_id name version generation formed_at time protection lease_ms health processes drives buckets capacity filesystems mounts sessions mgmt",
+		&Status{}:     "cluster_id name version generation formed_at time protection lease_ms health processes drives buckets capacity filesystems mounts sessions mgmt advice",
 		&Process{}:    "id name role state pid cores version incarnation ready started_at restarts rss_bytes heartbeat_age_ms addrs log last_exit note",
-		&Drive{}:      "id process path state domain size_bytes free_bytes strips reads read_bytes writes write_bytes flushes errors engine flush pgs",
+		&Drive{}:      "id process path state domain size_bytes free_bytes strips reads read_bytes writes write_bytes flushes errors engine flush pgs reason problem troubles read_ns write_ns flush_ns queued corrupt scrub_done_bytes scrub_total_bytes scrub_passes discard_bytes index_bytes",
+		&DriveCount{}: "up total failed",
 		&Bucket{}:     "id owner epoch state error inodes data_bytes stripes segments open_txns leases orphans table_bytes",
 		&PG{}:         "id drives up",
 		&Filesystem{}: "id name root deleting mounts",

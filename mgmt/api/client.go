@@ -71,6 +71,17 @@ func (c *Client) Drives(ctx context.Context) ([]Drive, error) {
 	return out, c.do(ctx, "GET", "/drives", nil, &out)
 }
 
+// DeactivateDrive makes a drive a failed one, until ActivateDrive: nothing is written to it or read from it any more. It is
+// refused, with status 409, when data would become unavailable or all writes would wait, unless force is set.
+func (c *Client) DeactivateDrive(ctx context.Context, id uint32, reason string, force bool) error {
+	return c.do(ctx, "POST", fmt.Sprintf("/drives/%d/deactivate", id), DeactivateRequest{Reason: reason, Force: force}, nil)
+}
+
+// ActivateDrive takes a failed drive into use again, with what it holds.
+func (c *Client) ActivateDrive(ctx context.Context, id uint32) error {
+	return c.do(ctx, "POST", fmt.Sprintf("/drives/%d/activate", id), struct{}{}, nil)
+}
+
 // Buckets lists the buckets; detail asks their owners for counters too.
 func (c *Client) Buckets(ctx context.Context, detail bool) ([]Bucket, error) {
 	var out []Bucket

@@ -32,6 +32,13 @@ type Count struct {
 	Total int `json:"total"`
 }
 
+// DriveCount tells how many drives are up. What is neither up nor failed is down: it is expected back.
+type DriveCount struct {
+	Up     int `json:"up"`
+	Total  int `json:"total"`
+	Failed int `json:"failed"` // for good, until they are activated
+}
+
 // BucketCount tells how many buckets are in which state. Unowned ones have no live compute.
 type BucketCount struct {
 	Total   int `json:"total"`
@@ -61,13 +68,15 @@ type Status struct {
 	LeaseMs     int              `json:"lease_ms"`
 	Health      Health           `json:"health"`
 	Processes   map[string]Count `json:"processes"` // by role
-	Drives      Count            `json:"drives"`
+	Drives      DriveCount       `json:"drives"`
 	Buckets     BucketCount      `json:"buckets"`
 	Capacity    Capacity         `json:"capacity"`
 	Filesystems []Filesystem     `json:"filesystems"`
 	Mounts      []Mount          `json:"mounts"`
 	Sessions    int              `json:"sessions"`
 	Mgmt        MgmtInfo         `json:"mgmt"`
+	// Advice says what somebody should do, a sentence each; empty when there is nothing.
+	Advice []string `json:"advice"`
 }
 
 // MgmtInfo describes the mgmt process that answers.
@@ -107,7 +116,7 @@ type Drive struct {
 	ID         uint32 `json:"id"`
 	Process    string `json:"process"`
 	Path       string `json:"path"`
-	State      string `json:"state"` // down, up, failed
+	State      string `json:"state"` // down (expected back), up, failed (until it is activated)
 	Domain     uint32 `json:"domain"`
 	SizeBytes  uint64 `json:"size_bytes"`
 	FreeBytes  uint64 `json:"free_bytes"`
@@ -121,6 +130,28 @@ type Drive struct {
 	Engine     string `json:"engine"`
 	Flush      string `json:"flush"`
 	PGs        int    `json:"pgs"` // placement groups it is in
+
+	Reason   string `json:"reason"`   // why it failed; "" when it has not
+	Problem  string `json:"problem"`  // what is wrong with it though it has not failed: slow, or faulty beyond what the protection bears
+	Troubles int    `json:"troubles"` // runs of its process in the last ten minutes that ended because of the device
+
+	ReadNs  uint64 `json:"read_ns"` // mean time of a device IO of about the last ten seconds; 0: too few for a judgement
+	WriteNs uint64 `json:"write_ns"`
+	FlushNs uint64 `json:"flush_ns"`
+	Queued  uint32 `json:"queued"` // requests that wait for their turn at the device
+
+	Corrupt         uint64 `json:"corrupt"` // strips found not to match their checksums
+	ScrubDoneBytes  uint64 `json:"scrub_done_bytes"`
+	ScrubTotalBytes uint64 `json:"scrub_total_bytes"` // of the pass under way
+	ScrubPasses     uint64 `json:"scrub_passes"`      // complete ones
+	DiscardBytes    uint64 `json:"discard_bytes"`     // told to the device as unused
+	IndexBytes      uint64 `json:"index_bytes"`       // memory of the index
+}
+
+// DeactivateRequest is the body of POST /drives/{id}/deactivate.
+type DeactivateRequest struct {
+	Reason string `json:"reason"`
+	Force  bool   `json:"force"` // even if data becomes unavailable or writes wait
 }
 
 // Bucket is a shard of metadata. The counters are there only when detail was asked for and its owner answered.
