@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/crakefs/crake/drive/internal/uring"
 	"github.com/crakefs/crake/wire"
 )
 
@@ -50,6 +53,17 @@ type IO struct {
 	// Done is called once, from the engine's goroutine, when the IO has ended; err as ReadAt and WriteAt give it. It must not
 	// block; it may call Start and Kick.
 	Done func(io *IO, err error)
+
+	// The engine's, from Start until Done.
+	dev   *ringDevice
+	op    uring.Op
+	rest  []byte       // of P: what is still to be done
+	parts []unix.Iovec // the same of a vectored write
+	at    int64        // where rest or parts go
+	fixed bool         // the entry was one on a registered region
+	tries uint8        // how often the kernel has sent it back
+	fail  error        // misuse: how it ends, by way of an entry that does nothing
+	next  *IO          // in the list of those that wait
 }
 
 // Async is a device that does IO without a goroutine or thread waiting for it. Safe for concurrent use.
@@ -68,7 +82,7 @@ type Info struct {
 	Engine string // how IO is done: "io_uring", "pread/pwrite", "memory"
 	// EngineReason says why it is not io_uring; empty: it is, or it was asked for.
 	EngineReason string
-	Flush  string // why a commit flushes or not: "fdatasync", "none: tmpfs", "none: write through"
+	Flush        string // why a commit flushes or not: "fdatasync", "none: tmpfs", "none: write through"
 	// NeedsFlush says that a write is durable only after Flush.
 	NeedsFlush bool
 	// Direct says that IO passes the page cache by; DirectReason tells why not.
@@ -121,6 +135,32 @@ func ioError(op, path string, off int64, n int, err error) error {
 		kind = wire.KindNoSpace
 	}
 	return wire.E(op, kind, fmt.Sprintf("%s: %d bytes at %d", path, n, off), err)
+}
+
+// flushError wraps what the kernel said about a flush.
+func flushError(path string, err error) error { return wire.E("device.flush", wire.KindIO, path, err) }
+
+// maxIovecs is the kernel's limit of parts in one call (UIO_MAXIOV).
+const maxIovecs = 1024
+
+// areSimple says that parts can be written as they are: whole blocks in aligned memory.
+func areSimple(parts [][]byte) bool {
+	for _, p := range parts {
+		if !isAligned(p) || len(p)%Align != 0 {
+			return false
+		}
+	}
+	return len(parts) <= maxIovecs
+}
+
+// gather copies the parts into one.
+func gather(parts [][]byte, total int) []byte {
+	b := AlignedBytes(total)
+	at := 0
+	for _, p := range parts {
+		at += copy(b[at:], p)
+	}
+	return b
 }
 
 func partsLen(parts [][]byte) int {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,7 +30,18 @@ type file struct {
 	info Info
 }
 
-func openFile(path string) (*file, error) {
+// openFile opens path; a device that is in use it tries again for a while: see Engine.Open.
+func openFile(path string, wait time.Duration) (*file, error) {
+	for end := time.Now().Add(wait); ; time.Sleep(busyRetry) {
+		f, err := tryOpen(path)
+		busy := errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EWOULDBLOCK)
+		if !busy || time.Now().After(end) {
+			return f, err
+		}
+	}
+}
+
+func tryOpen(path string) (*file, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
@@ -70,7 +82,7 @@ func (d *file) setUp() error {
 	path := d.info.Path
 	if err := unix.Flock(d.fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return wire.Errorf("device.open", wire.KindRefused, path, "another process has it open (locked); stop that process first")
+			return wire.Errorf("device.open", wire.KindRefused, path, "another process has it open (locked); stop that process first: %w", err)
 		}
 		return wire.E("device.open", wire.KindIO, path, fmt.Errorf("flock: %w", err))
 	}

@@ -4,8 +4,6 @@ import (
 	"io"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/crakefs/crake/wire"
 )
 
 // preadDevice does each IO by a blocking system call of its caller's thread.
@@ -38,16 +36,16 @@ func (d *preadDevice) ReadAt(p []byte, off int64) error {
 		copy(p, b)
 		return nil
 	}
-	for n := 0; n < len(p); {
+	for n := 0; n < len(p); { // whole blocks, also after a short one
 		got, err := unix.Pread(d.fd, p[n:], off+int64(n))
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
 			return ioError("device.read", d.info.Path, off, len(p), err)
-		case got == 0:
+		case got < Align: // less than a block is left: the file was cut off
 			return ioError("device.read", d.info.Path, off, len(p), io.ErrUnexpectedEOF)
 		default:
-			n += got
+			n += got &^ (Align - 1)
 		}
 	}
 	return nil
@@ -63,16 +61,16 @@ func (d *preadDevice) WriteAt(p []byte, off int64) error {
 		copy(b, p)
 		return d.WriteAt(b, off)
 	}
-	for n := 0; n < len(p); {
+	for n := 0; n < len(p); { // whole blocks, also after a short one
 		got, err := unix.Pwrite(d.fd, p[n:], off+int64(n))
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
 			return ioError("device.write", d.info.Path, off, len(p), err)
-		case got == 0:
+		case got < Align: // less than a block is left: the file was cut off
 			return ioError("device.write", d.info.Path, off, len(p), io.ErrShortWrite)
 		default:
-			n += got
+			n += got &^ (Align - 1)
 		}
 	}
 	return nil
@@ -84,12 +82,8 @@ func (d *preadDevice) WriteVecAt(parts [][]byte, off int64) error {
 	if err := checkRange("device.write", d.info.Path, off, total, d.size); err != nil {
 		return err
 	}
-	simple := true
-	for _, p := range parts {
-		simple = simple && isAligned(p) && len(p)%Align == 0
-	}
-	if !simple || len(parts) > maxIovecs {
-		return d.writeGathered(parts, total, off)
+	if !areSimple(parts) {
+		return d.WriteAt(gather(parts, total), off)
 	}
 	for {
 		got, err := unix.Pwritev(d.fd, parts, off)
@@ -100,21 +94,9 @@ func (d *preadDevice) WriteVecAt(parts [][]byte, off int64) error {
 		case got == total:
 			return nil
 		default: // a short write: rare, so simply once more, gathered
-			return d.writeGathered(parts, total, off)
+			return d.WriteAt(gather(parts, total), off)
 		}
 	}
-}
-
-// maxIovecs is the kernel's limit of parts in one call (UIO_MAXIOV).
-const maxIovecs = 1024
-
-func (d *preadDevice) writeGathered(parts [][]byte, total int, off int64) error {
-	b := AlignedBytes(total)
-	at := 0
-	for _, p := range parts {
-		at += copy(b[at:], p)
-	}
-	return d.WriteAt(b, off)
 }
 
 // Flush implements Device.
@@ -128,7 +110,7 @@ func (d *preadDevice) Flush() error {
 			continue
 		}
 		if err != nil {
-			return wire.E("device.flush", wire.KindIO, d.info.Path, err)
+			return flushError(d.info.Path, err)
 		}
 		return nil
 	}
