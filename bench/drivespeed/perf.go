@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crakefs/crake/bench/internal/pinned"
 )
 
 // profile tells where the processor time of one side went during a job.
@@ -49,8 +51,11 @@ func (r *runner) profile(ctx context.Context, what string, s *server, measure fu
 	}{{"drive", s.proc.PID()}, {"load", os.Getpid()}}
 	var stops []func() error
 	for _, side := range sides {
-		stop, err := record(filepath.Join(dir, side.name), side.pid)
+		stop, err := record(filepath.Join(dir, side.name), side.pid, r.cfg.cores.load)
 		if err != nil {
+			for _, stop := range stops {
+				err = errors.Join(err, stop())
+			}
 			return err
 		}
 		stops = append(stops, stop)
@@ -68,21 +73,18 @@ func (r *runner) profile(ctx context.Context, what string, s *server, measure fu
 }
 
 // record starts perf on a process; stop ends it. The clock is the kernel's, because virtual machines often have no counters.
-func record(path string, pid int) (stop func() error, err error) {
+func record(path string, pid, core int) (stop func() error, err error) {
 	cmd := exec.Command("perf", "record", "-q", "-e", "cpu-clock", "-F", "997", "-o", path, "-p", fmt.Sprint(pid))
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	p, err := pinned.Start(cmd, core)
+	if err != nil {
 		return nil, err
 	}
 	return func() error {
-		if err := cmd.Process.Signal(unix.SIGINT); err != nil {
-			return err
+		var exit *exec.ExitError
+		if err := p.End(endPatience); err != nil && !(errors.As(err, &exit) && exit.ProcessState.Sys().(unix.WaitStatus).Signal() == unix.SIGTERM) {
+			return fmt.Errorf("perf record: %w", err)
 		}
-		err := cmd.Wait()
-		if ws, ok := cmd.ProcessState.Sys().(unix.WaitStatus); ok && ws.Signaled() && ws.Signal() == unix.SIGINT {
-			return nil // it wrote its file, and says so by this
-		}
-		return err
+		return nil // it has written its file, and says by which signal it ended
 	}, nil
 }
 
