@@ -376,7 +376,7 @@ func (g *ring) wait(w *waiter) error {
 	g.kick()
 	err := <-w.ch
 	g.waiting.Add(-1)
-	w.io.P = nil
+	w.io.Off, w.io.P = 0, nil // nothing of it is left for close and Flush, which set neither
 	g.waiters.Put(w)
 	return err
 }
