@@ -5,13 +5,11 @@ package index
 import (
 	"slices"
 
-	"github.com/RaduBerinde/btreemap"
-
 	"github.com/crakefs/crake/drive/internal/format"
 	"github.com/crakefs/crake/wire"
 )
 
-// entry is what the tree holds for an id: with the id 32 bytes, in a B-tree at least half full 64 at the most.
+// entry is what the tree holds for an id: 16 bytes, as the id itself.
 type entry struct {
 	run format.Run // of a strip in one run; else flags and, of a strip, the number of blocks
 	sum uint64     // wire.StripSum
@@ -21,9 +19,6 @@ const (
 	flagSegment = 1 << 23 // in run: look in segments
 	flagMany    = 1 << 22 // in run: look in many
 	maskBlocks  = 1<<22 - 1
-	// treeDegree: nodes of up to 255 entries. Measured, bytes a strip: 71 at 16, 66 at 32, 63 at 64, 60 at 128, 52 at 256;
-	// the larger the node, the more an insertion moves.
-	treeDegree = 128
 )
 
 // Segment is a segment as the index knows it.
@@ -47,6 +42,8 @@ type Strip struct {
 	Blocks  int    // of a strip
 	Sum     uint64 // of a strip
 	Segment *Segment
+
+	e entry
 }
 
 // LenBytes gives the length that can be read.
@@ -59,93 +56,88 @@ func (s *Strip) LenBytes() uint64 {
 
 // Index is the state of a drive.
 type Index struct {
-	tree     *btreemap.BTreeMap[wire.StripID, entry]
+	tree     tree
 	many     map[wire.StripID][]format.Run // strips in several runs: few, on a splintered device only
 	segments map[wire.StripID]*Segment
 	epochs   map[wire.BucketID]wire.Epoch
 	// recordBytes is what all this takes as records of a checkpoint.
 	recordBytes int64
+	// runs counts those in many and segments.
+	runs int
 }
 
 // New makes an empty index.
 func New() *Index {
-	return &Index{
-		tree: btreemap.New[wire.StripID, entry](treeDegree, compareIDs), many: map[wire.StripID][]format.Run{},
-		segments: map[wire.StripID]*Segment{}, epochs: map[wire.BucketID]wire.Epoch{},
-	}
-}
-
-func compareIDs(a, b wire.StripID) int {
-	switch {
-	case a == b:
-		return 0
-	case a.Less(b):
-		return -1
-	}
-	return 1
+	return &Index{many: map[wire.StripID][]format.Run{}, segments: map[wire.StripID]*Segment{}, epochs: map[wire.BucketID]wire.Epoch{}}
 }
 
 // Len gives the number of strips and segments.
-func (x *Index) Len() int { return x.tree.Len() }
+func (x *Index) Len() int { return x.tree.len }
+
+// MemoryBytes gives what the index takes, computed.
+func (x *Index) MemoryBytes() uint64 {
+	// A map of the runtime has a slot for each entry and a byte to tell it, and is half full: it grows by doubling.
+	const manyBytes, segmentBytes, epochBytes = 2 * (16 + 24 + 1), 2*(16+8+1) + 64, 2 * (8 + 8 + 1)
+	return uint64(x.tree.memory + len(x.many)*manyBytes + len(x.segments)*segmentBytes + len(x.epochs)*epochBytes + x.runs*8)
+}
 
 // RecordBytes gives what a checkpoint of the index takes, without page headers.
 func (x *Index) RecordBytes() int64 { return x.recordBytes }
 
 // Get finds a strip or segment.
 func (x *Index) Get(id wire.StripID) (Strip, bool) {
-	_, e, ok := x.tree.Get(id)
-	if !ok {
+	e := x.tree.get(id)
+	if e == nil {
 		return Strip{}, false
 	}
-	return x.strip(id, e), true
+	return x.strip(id, *e), true
 }
 
 func (x *Index) strip(id wire.StripID, e entry) Strip {
 	if e.run&flagSegment != 0 {
-		return Strip{ID: id, Segment: x.segments[id]}
+		return Strip{ID: id, Segment: x.segments[id], e: e}
 	}
-	return Strip{ID: id, Blocks: int(e.run & maskBlocks), Sum: e.sum}
+	return Strip{ID: id, Blocks: int(e.run & maskBlocks), Sum: e.sum, e: e}
 }
 
 // Segment finds a segment, or nil.
 func (x *Index) Segment(id wire.StripID) *Segment { return x.segments[id] }
 
-// Runs gives where a strip or segment lies: all that is allocated. The caller must not change the slice.
+// Runs gives where a strip or segment lies: all that is allocated. The caller must not change the slice, and the index never does.
 func (x *Index) Runs(id wire.StripID) []format.Run {
-	_, e, ok := x.tree.Get(id)
-	switch {
-	case !ok:
+	e := x.tree.get(id)
+	if e == nil {
 		return nil
+	}
+	return x.runsOf(id, *e, nil)
+}
+
+// runsOf gives where something lies; memory is used if that is in the entry alone.
+func (x *Index) runsOf(id wire.StripID, e entry, memory []format.Run) []format.Run {
+	switch {
 	case e.run&flagSegment != 0:
 		return x.segments[id].Runs
 	case e.run&flagMany != 0:
 		return x.many[id]
 	}
-	return []format.Run{e.run}
+	return append(memory, e.run)
 }
 
 // Locate appends to dst where the n bytes at off of a strip or segment lie. Kinds: KindNone, KindNotFound, KindRange.
 func (x *Index) Locate(id wire.StripID, off uint64, n int, dst []format.Run) ([]format.Run, wire.Kind) {
-	_, e, ok := x.tree.Get(id)
-	if !ok {
+	e := x.tree.get(id)
+	if e == nil {
 		return dst, wire.KindNotFound
 	}
 	length := uint64(e.run&maskBlocks) * format.BlockSize
-	var runs []format.Run
-	one := [1]format.Run{e.run}
-	switch {
-	case e.run&flagSegment != 0:
-		s := x.segments[id]
-		length, runs = s.Len, s.Runs
-	case e.run&flagMany != 0:
-		runs = x.many[id]
-	default:
-		runs = one[:]
+	if e.run&flagSegment != 0 {
+		length = x.segments[id].Len
 	}
 	if off > length || uint64(n) > length-off {
 		return dst, wire.KindRange
 	}
-	return Part(runs, off/format.BlockSize, n/format.BlockSize, dst), wire.KindNone
+	var one [1]format.Run
+	return Part(x.runsOf(id, *e, one[:0]), off/format.BlockSize, n/format.BlockSize, dst), wire.KindNone
 }
 
 // Part appends to dst the n blocks of runs that start at block off. Preconditions: runs has that many.
@@ -170,13 +162,17 @@ func Part(runs []format.Run, off uint64, n int, dst []format.Run) []format.Run {
 
 // PutStrip adds a strip, in place of what is there. The index keeps runs.
 func (x *Index) PutStrip(id wire.StripID, sum uint64, runs []format.Run) {
-	x.Delete(id)
 	e := entry{run: runs[0], sum: sum}
 	if len(runs) > 1 {
 		e.run = format.Run(flagMany | format.RunsBlocks(runs))
-		x.many[id] = runs
 	}
-	x.tree.ReplaceOrInsert(id, e)
+	if old, replaced := x.tree.put(id, e); replaced {
+		x.forget(id, old)
+	}
+	if len(runs) > 1 {
+		x.many[id] = runs
+		x.runs += len(runs)
+	}
 	x.recordBytes += putBytes(len(runs))
 }
 
@@ -193,11 +189,13 @@ func (x *Index) AddRuns(id wire.StripID, first int, length uint64, runs []format
 	if s == nil {
 		s = &Segment{ID: id}
 		x.segments[id] = s
-		x.tree.ReplaceOrInsert(id, entry{run: flagSegment})
+		x.tree.put(id, entry{run: flagSegment})
 	} else {
+		x.runs -= len(s.Runs)
 		x.recordBytes -= segmentBytes(len(s.Runs), s.Sealed)
 	}
 	s.Runs = append(slices.Clip(s.Runs[:first]), runs...) // Clip: whoever holds the old slice keeps it
+	x.runs += len(s.Runs)
 	s.Len, s.Sealed = max(s.Len, length), false
 	x.recordBytes += segmentBytes(len(s.Runs), s.Sealed)
 	return s
@@ -226,8 +224,10 @@ func (x *Index) Seal(id wire.StripID, length uint64) (freed []format.Run) {
 	x.recordBytes -= segmentBytes(len(s.Runs), s.Sealed)
 	have, keep := format.RunsBlocks(s.Runs), max(1, int(length/format.BlockSize))
 	if have > keep {
+		x.runs -= len(s.Runs)
 		freed = Part(s.Runs, uint64(keep), have-keep, nil)
 		s.Runs = Part(s.Runs, 0, keep, nil)
+		x.runs += len(s.Runs)
 	}
 	s.Len, s.Sealed = length, true
 	x.recordBytes += segmentBytes(len(s.Runs), s.Sealed)
@@ -236,23 +236,29 @@ func (x *Index) Seal(id wire.StripID, length uint64) (freed []format.Run) {
 
 // Delete removes a strip or segment and gives its runs; nil when there is none of that id.
 func (x *Index) Delete(id wire.StripID) []format.Run {
-	_, e, ok := x.tree.Delete(id)
-	switch {
-	case !ok:
+	e, ok := x.tree.delete(id)
+	if !ok {
 		return nil
-	case e.run&flagSegment != 0:
-		s := x.segments[id]
-		delete(x.segments, id)
-		x.recordBytes -= segmentBytes(len(s.Runs), s.Sealed)
-		return s.Runs
-	case e.run&flagMany != 0:
-		runs := x.many[id]
-		delete(x.many, id)
-		x.recordBytes -= putBytes(len(runs))
-		return runs
 	}
-	x.recordBytes -= putBytes(1)
-	return []format.Run{e.run}
+	return x.forget(id, e)
+}
+
+// forget drops what belongs to an entry that is no longer in the tree, and gives its runs.
+func (x *Index) forget(id wire.StripID, e entry) []format.Run {
+	runs := x.runsOf(id, e, nil)
+	switch {
+	case e.run&flagSegment != 0:
+		x.recordBytes -= segmentBytes(len(runs), x.segments[id].Sealed)
+		delete(x.segments, id)
+		x.runs -= len(runs)
+	case e.run&flagMany != 0:
+		x.recordBytes -= putBytes(len(runs))
+		delete(x.many, id)
+		x.runs -= len(runs)
+	default:
+		x.recordBytes -= putBytes(1)
+	}
+	return runs
 }
 
 // Epoch gives the newest epoch seen of a bucket; 0 for none.
@@ -272,15 +278,7 @@ func (x *Index) RaiseEpoch(b wire.BucketID, e wire.Epoch) {
 // Ascend calls f for the strips and segments with an id above after (from the start if after is zero), in order, until
 // f gives false.
 func (x *Index) Ascend(after wire.StripID, f func(s Strip) bool) {
-	from := btreemap.Min[wire.StripID]()
-	if !after.IsZero() {
-		from = btreemap.GT(after)
-	}
-	for id, e := range x.tree.Ascend(from, btreemap.Max[wire.StripID]()) {
-		if !f(x.strip(id, e)) {
-			return
-		}
-	}
+	x.tree.ascend(after, func(id wire.StripID, e entry) bool { return f(x.strip(id, e)) })
 }
 
 // Segments calls f for every segment, in no order.

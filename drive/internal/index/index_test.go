@@ -3,7 +3,6 @@ package index
 import (
 	"fmt"
 	"math/rand/v2"
-	"runtime"
 	"slices"
 	"testing"
 
@@ -175,26 +174,4 @@ func TestReplayFindsNonsense(t *testing.T) {
 	if _, err := x.BuildAllocator(100); wire.KindOf(err) != wire.KindCorrupt {
 		t.Errorf("overlap: %v", err)
 	}
-}
-
-// TestMemory: a strip takes no more than 64 bytes of memory, as the design asks.
-func TestMemory(t *testing.T) {
-	const strips = 300000
-	rng := rand.New(rand.NewPCG(1, 1))
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	x := New()
-	for i := range uint64(strips) {
-		id := wire.MakeStripID(wire.BucketID(rng.IntN(64)), wire.ClassData, rng.IntN(6), i, 0, rng.Uint64())
-		x.PutStrip(id, 1, []format.Run{format.MakeRun(i, 32)})
-	}
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	per := float64(after.HeapAlloc-before.HeapAlloc) / strips
-	t.Logf("%.1f bytes a strip", per)
-	if per > 64 {
-		t.Errorf("%.1f bytes a strip, want at most 64", per)
-	}
-	runtime.KeepAlive(x)
 }

@@ -26,7 +26,11 @@ func (p *Replay) Apply(r *format.Record) {
 	x := p.Index
 	switch r.Type {
 	case format.RecordPut:
-		x.PutStrip(r.ID, r.Sum, slices.Clone(r.Runs))
+		runs := r.Runs
+		if len(runs) > 1 { // of one run the index keeps no slice
+			runs = slices.Clone(runs)
+		}
+		x.PutStrip(r.ID, r.Sum, runs)
 		delete(p.orphans, r.ID)
 		x.RaiseEpoch(r.ID.Bucket(), r.Epoch)
 	case format.RecordAlloc:
@@ -88,8 +92,21 @@ func startsWith(runs, prefix []format.Run) bool {
 
 // Records appends the records that make the strip or segment in an empty index.
 func (x *Index) Records(s *Strip, dst []format.Record) []format.Record {
+	dst, _ = x.AppendRecords(s, dst, nil)
+	return dst
+}
+
+// AppendRecords is Records without an allocation for each strip: a run that is in no slice of the index is appended to memory,
+// and its record points there. So the records are valid as long as memory is not used again; the index never changes a slice of
+// runs, so it may be changed meanwhile.
+func (x *Index) AppendRecords(s *Strip, dst []format.Record, memory []format.Run) (recs []format.Record, used []format.Run) {
 	if s.Segment == nil {
-		return append(dst, format.Record{Type: format.RecordPut, ID: s.ID, Sum: s.Sum, Runs: x.Runs(s.ID)})
+		runs := x.runsOf(s.ID, s.e, memory)
+		if s.e.run&flagMany == 0 {
+			memory = runs
+			runs = runs[len(runs)-1 : len(runs) : len(runs)]
+		}
+		return append(dst, format.Record{Type: format.RecordPut, ID: s.ID, Sum: s.Sum, Runs: runs}), memory
 	}
 	g := s.Segment
 	for at := 0; at < len(g.Runs); at += format.MaxRuns {
@@ -103,15 +120,16 @@ func (x *Index) Records(s *Strip, dst []format.Record) []format.Record {
 	if g.Sealed {
 		dst = append(dst, format.Record{Type: format.RecordSeal, ID: s.ID, Len: g.Len})
 	}
-	return dst
+	return dst, memory
 }
 
 // BuildAllocator makes the allocator of a data area from what the index holds. Errors: KindCorrupt, when two overlap.
 func (x *Index) BuildAllocator(blocks uint64) (*Allocator, error) {
 	a := NewAllocator(blocks)
 	var err error
+	var one [1]format.Run
 	x.Ascend(wire.StripID{}, func(s Strip) bool {
-		for _, r := range x.Runs(s.ID) {
+		for _, r := range x.runsOf(s.ID, s.e, one[:0]) {
 			if !a.Mark(r) {
 				err = wire.Errorf("drive.replay", wire.KindCorrupt, s.ID.String(), "blocks %d+%d belong to another strip too", r.Start(), r.Blocks())
 				return false
