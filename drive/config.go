@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"strings"
 
+	"github.com/crakefs/crake/drive/internal/blockio"
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/rpc"
 )
@@ -28,6 +29,8 @@ type Config struct {
 	Arena int64
 	// VerifyRate bounds what verification reads of each device, in bytes a second; 0 is 200 MiB.
 	VerifyRate int
+	// Engine says how device IO is done: "io_uring", "pread", or "auto" or "", which takes io_uring where it can be had and gains.
+	Engine string
 	// Version is of this software.
 	Version string
 	// Cores are those that the process is pinned to; empty when it is not.
@@ -80,6 +83,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Arena != 0 && c.Arena < minArenaBytes {
 		add("--arena %d: at least %d bytes, two requests of the largest size and their answers", c.Arena, int64(minArenaBytes))
+	}
+	if err := blockio.Choice(c.Engine).Validate(); err != nil {
+		add("--io-engine: %w", err)
 	}
 	if c.VerifyRate < 0 {
 		add("verify rate %d: must not be negative", c.VerifyRate)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/drive/internal/blockio"
+	"github.com/crakefs/crake/drive/internal/health"
 	"github.com/crakefs/crake/drive/internal/index"
 	"github.com/crakefs/crake/drive/internal/server"
 	"github.com/crakefs/crake/drive/internal/store"
@@ -23,9 +24,11 @@ type process struct {
 	cfg    Config
 	log    *slog.Logger
 	arena  *wire.Arena
+	engine *blockio.Engine
 	stores []*store.Store
-	pool   *rpc.Pool // to mgmt
-	addrs  []string  // where we listen
+	health []*health.Monitor // of the device of the store of the same index
+	pool   *rpc.Pool         // to mgmt
+	addrs  []string          // where we listen
 
 	incarnation wire.Incarnation // after register
 	events      chan *wire.EventReq
@@ -34,7 +37,7 @@ type process struct {
 
 // Run serves the devices until ctx ends (nil), mgmt says that a newer run of the process exists (KindStaleSession or KindRefused),
 // or a device failed such that only a restart helps (KindIO). It returns when everything that it started has ended.
-// Errors at the start: KindInvalid (config), what blockio.OpenFile and store.Open say, and what rpc.Listen says.
+// Errors at the start: KindInvalid (config), what blockio.NewEngine, Engine.Open and store.Open say, and what rpc.Listen says.
 func Run(ctx context.Context, cfg Config) (err error) {
 	if verr := cfg.Validate(); verr != nil {
 		return wire.E("drive.run", wire.KindInvalid, cfg.Name, verr)
@@ -49,8 +52,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if p.arena, err = wire.NewArena(int(p.cfg.Arena)); err != nil {
 		return err
 	}
+	if p.engine, err = blockio.NewEngine(blockio.EngineConfig{Choice: blockio.Choice(p.cfg.Engine), Arena: p.arena, Log: p.log}); err != nil {
+		return errors.Join(err, p.arena.Close())
+	}
 	defer func() { err = errors.Join(err, p.arena.Close()) }()
-	defer func() { err = errors.Join(err, p.closeDevices()) }()
+	defer func() { err = errors.Join(err, p.closeDevices(), p.engine.Close()) }()
 	for _, d := range cfg.Devices {
 		if err := p.open(d); err != nil {
 			return err
@@ -60,13 +66,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	return p.serve(ctx)
 }
 
-// spread lets other goroutines run while some block in preads and pwrites. The runtime takes a processor away from a blocking call
-// only after 20 microseconds to 10 milliseconds, so with the one processor of a pinned process, IO would hardly overlap:
-// measured on a disk, 8 Puts of 128 KiB at once took 245 us each with one, 69 us with four. On tmpfs, where nothing blocks, it would
-// only cost switches.
+// spread lets other goroutines run while some block in preads and pwrites, where that is how IO is done. The runtime takes a
+// processor away from a blocking call only after 20 microseconds to 10 milliseconds, so with the one processor of a pinned
+// process, IO would hardly overlap: measured on a disk, 8 Puts of 128 KiB at once took 245 us each with one, 69 us with four. On
+// tmpfs, where nothing blocks, it would only cost switches.
 func (p *process) spread() {
 	for _, s := range p.stores {
-		if !s.Device().Info().Fast && runtime.GOMAXPROCS(0) < ioProcessors {
+		if _, async := s.Device().(blockio.Async); !async && !s.Device().Info().Fast && runtime.GOMAXPROCS(0) < ioProcessors {
 			runtime.GOMAXPROCS(ioProcessors)
 		}
 	}
@@ -83,21 +89,23 @@ func (p *process) closeDevices() error {
 
 // open opens and recovers a device.
 func (p *process) open(d Device) error {
-	dev, err := blockio.OpenFile(d.Path)
+	dev, err := p.engine.Open(d.Path)
 	if err != nil {
 		return err
 	}
 	began := time.Now()
+	monitor := health.New(nil)
 	s, err := store.Open(dev, store.Config{
-		Cluster: p.cfg.Cluster, Drive: d.ID, Arena: p.arena, Log: p.log, VerifyRate: p.cfg.VerifyRate, OnEvent: p.event,
+		Cluster: p.cfg.Cluster, Drive: d.ID, Arena: p.arena, Log: p.log, VerifyRate: p.cfg.VerifyRate, OnEvent: p.event, Health: monitor,
 	})
 	if err != nil {
 		return errors.Join(err, dev.Close())
 	}
-	p.stores = append(p.stores, s)
+	p.stores, p.health = append(p.stores, s), append(p.health, monitor)
 	st, info := s.Stat(), dev.Info()
 	p.log.Info("drive is open", "drive", d.ID, "path", d.Path, "took", time.Since(began), "strips", st.Strips,
-		"freeBytes", st.FreeBytes, "sizeBytes", st.SizeBytes, "flush", info.Flush, "direct", info.Direct, "directReason", info.DirectReason,
+		"freeBytes", st.FreeBytes, "sizeBytes", st.SizeBytes, "engine", info.Engine, "engineReason", info.EngineReason,
+		"flush", info.Flush, "direct", info.Direct, "directReason", info.DirectReason,
 		"indexBytesWhenFull", index.MemoryBytesWhenFull(s.Superblock().DataBlocks()))
 	return nil
 }

@@ -81,8 +81,8 @@ func (s *Store) Read(ctx context.Context, ranges []wire.ReadRange) ([]wire.Kind,
 // long, on one in memory. It does not block. True: r.Ended has been or will be called, and, on an Async device, nothing may begin
 // before Kick. False: nothing was done; Read says why or waits.
 func (s *Store) StartRead(r *Reading) bool {
-	inline := s.async == nil
-	if inline && !s.dev.Info().Fast {
+	inline := s.IsInline()
+	if s.async == nil && !inline {
 		return false
 	}
 	total, err := checkRanges("drive.read", r.Ranges)
@@ -101,6 +101,9 @@ func (s *Store) StartRead(r *Reading) bool {
 	}
 	return true
 }
+
+// IsInline says that StartRead does what it begins at once, in the calling goroutine.
+func (s *Store) IsInline() bool { return s.async == nil && s.fast }
 
 func checkRanges(name string, ranges []wire.ReadRange) (total int, err error) {
 	if len(ranges) == 0 || len(ranges) > maxReadRanges {
@@ -216,7 +219,7 @@ func (s *Store) readInline(r *Reading) {
 // readPieces reads all pieces by goroutines that block, several at once where the device gains from it, and ends the read.
 func (s *Store) readPieces(ctx context.Context, r *Reading) {
 	pieces := r.pieces[:r.n]
-	if len(pieces) < 2 || s.dev.Info().Fast {
+	if len(pieces) < 2 || s.fast {
 		for _, p := range pieces {
 			p.read(ctx)
 		}

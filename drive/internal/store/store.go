@@ -38,7 +38,9 @@ type Config struct {
 type Store struct {
 	// Immutable.
 	dev     blockio.Device
-	async   blockio.Async // the device, if it does IO that nobody waits for, else nil
+	opened  blockio.Device // the device itself; dev may tell the monitor besides
+	async   blockio.Async  // likewise, if it does IO that nobody waits for, else nil
+	fast    bool           // it is in memory
 	sb      *format.Superblock
 	cfg     Config
 	log     *slog.Logger
@@ -81,7 +83,7 @@ func newStore(dev blockio.Device, sb *format.Superblock, cfg Config) *Store {
 	}
 	s.oldest = s.current
 	s.async, _ = dev.(blockio.Async)
-	s.dev = watch(dev, cfg.Health)
+	s.opened, s.dev, s.fast = dev, watch(dev, cfg.Health), dev.Info().Fast
 	s.flusher, s.journal = &flusher{dev: s.dev}, newJournal(s.dev, sb)
 	s.slots = [priorities]chan struct{}{
 		wire.PriorityClient: make(chan struct{}, maxMutations), wire.PriorityRebuild: make(chan struct{}, maxBackgroundMutations),
@@ -290,4 +292,4 @@ func (s *Store) Stat() wire.DriveStatResp {
 }
 
 // Device gives the device.
-func (s *Store) Device() blockio.Device { return s.dev }
+func (s *Store) Device() blockio.Device { return s.opened }
