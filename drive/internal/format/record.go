@@ -14,6 +14,23 @@ const (
 	RecordFence  RecordType = 5 // a bucket has had this epoch: Arg is the bucket, Epoch
 )
 
+// String names the type for people.
+func (t RecordType) String() string {
+	switch t {
+	case RecordPut:
+		return "put"
+	case RecordAlloc:
+		return "alloc"
+	case RecordSeal:
+		return "seal"
+	case RecordDelete:
+		return "delete"
+	case RecordFence:
+		return "fence"
+	}
+	return "none"
+}
+
 // Sizes of records.
 const (
 	recordHeaderBytes = 8
@@ -93,11 +110,11 @@ func DecodeRecord(b []byte, dataBlocks uint64, r *Record) (int, error) {
 	r.Type, r.Arg = RecordType(b[0]), le.Uint32(b[4:])
 	nRuns, n := int(b[1]), int(le.Uint16(b[2:]))
 	if r.Type < RecordPut || r.Type > RecordFence {
-		return 0, corrupt("record", "type %d", r.Type)
+		return 0, corrupt("record", "type %d", uint8(r.Type))
 	}
 	hasRuns := r.Type == RecordPut || r.Type == RecordAlloc
 	if hasRuns != (nRuns > 0) {
-		return 0, corrupt("record", "%d runs in a record of type %d", nRuns, r.Type)
+		return 0, corrupt("record", "%d runs in a record of type %d", nRuns, uint8(r.Type))
 	}
 	if hasRuns {
 		r.Runs = runs
@@ -106,7 +123,7 @@ func DecodeRecord(b []byte, dataBlocks uint64, r *Record) (int, error) {
 		}
 	}
 	if n != r.Bytes() || n > len(b) {
-		return 0, corrupt("record", "%d bytes for type %d, %d left", n, r.Type, len(b))
+		return 0, corrupt("record", "%d bytes for type %d, %d left", n, uint8(r.Type), len(b))
 	}
 	if r.Type == RecordFence {
 		r.Epoch = wire.Epoch(le.Uint64(b[8:]))

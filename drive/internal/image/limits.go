@@ -1,7 +1,5 @@
 package image
 
-import "github.com/crakefs/crake/drive/internal/format"
-
 // The limits of reading. Each bounds a buffer or a number of IOs.
 const (
 	// windowBytes is the buffer for reading segments and strips through.
@@ -13,9 +11,9 @@ const (
 	// pageReads is how many such reads are under way while records are replayed: enough to keep a device busy, 16 MiB of
 	// memory.
 	pageReads = 4
-	// settleReads is how many strips and segments are verified at once after a crash. At most 256 puts (store.maxMutations)
-	// and all open segments are; each takes windowBytes.
+	// settleReads is how many strips and segments are verified at once, after a crash (at most 256 puts, store.maxMutations,
+	// and all open segments) and by CheckData; each takes windowBytes. One read of 128 KiB at a time is far from what a device can.
 	settleReads = 8
-
-	pagesAtOnceBytes = pagesAtOnce * format.PageBytes
+	// checkSlice is how many strips CheckData takes from the index at a time.
+	checkSlice = 4096
 )

@@ -102,22 +102,12 @@ func Load(dev Reader, sb *format.Superblock, path string) (*State, error) {
 // loadFrom reads one checkpoint and the journal after it.
 func loadFrom(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint) (*State, error) {
 	replay := index.NewReplay()
-	records := uint64(0)
-	err := forPages(dev, sb, area, c, func(page []byte, h *format.Batch) error {
-		records += uint64(h.Records)
-		return h.ForEach(page, sb.DataBlocks(), func(r *format.Record) error {
-			replay.Apply(r)
-			return nil
-		})
-	})
-	if err != nil {
+	if err := loadPages(dev, sb, area, c, replay); err != nil {
 		return nil, err
-	}
-	if records != c.Records {
-		return nil, wire.Errorf(opOpen, wire.KindCorrupt, "", "checkpoint %d has %d records, not %d", c.Seq, records, c.Records)
 	}
 	s := &State{Superblock: sb, Area: area, Checkpoint: c, Index: replay.Index}
 	var recent []Suspect // puts of batches above the low water so far, in order
+	var err error
 	s.Journal, err = readJournal(dev, sb, c, func(h *format.Batch, r *format.Record) {
 		replay.Apply(r)
 		if r.Type != format.RecordPut {
@@ -139,6 +129,22 @@ func loadFrom(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint)
 		return nil, err
 	}
 	return s, nil
+}
+
+// loadPages replays the pages of a checkpoint. They are in the order of ids, which is what the index takes in fastest.
+func loadPages(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint, replay *index.Replay) error {
+	records := uint64(0)
+	err := forPages(dev, sb, area, c, func(page []byte, h *format.Batch) error {
+		records += uint64(h.Records)
+		return h.ForEach(page, sb.DataBlocks(), func(r *format.Record) error {
+			replay.Apply(r)
+			return nil
+		})
+	})
+	if err == nil && records != c.Records {
+		err = wire.Errorf(opOpen, wire.KindCorrupt, "", "checkpoint %d has %d records, not %d", c.Seq, records, c.Records)
+	}
+	return err
 }
 
 // suspects gives the puts of batches above low, each id once, in the order of ids.

@@ -10,18 +10,16 @@ import (
 
 // pageChunk is some pages of a checkpoint, read and with their checksums verified.
 type pageChunk struct {
-	first uint64 // number of the first page
 	buf   []byte
-	heads []format.Batch
-	err   error // of what comes after heads
+	heads []format.Batch // of all pages, if err is nil
+	err   error
 }
 
 // forPages calls f for the pages of a checkpoint, in order. Pages are read in large pieces, several at once, and verified
 // by the goroutines that read them, while f works on what came before. Errors: KindCorrupt, KindIO, and what f gives.
 func forPages(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint, f func(page []byte, h *format.Batch) error) error {
 	chunks := (c.Pages + pagesAtOnce - 1) / pagesAtOnce
-	// results[i%pageReads] delivers chunk i; a reader takes every pageReads-th chunk, with one buffer of its own, which comes
-	// back by done.
+	// A reader takes every pageReads-th chunk, delivers it by its channel, and has its one buffer back by done.
 	readers := min(pageReads, chunks)
 	results := make([]chan *pageChunk, readers)
 	done := make([]chan struct{}, readers)
@@ -48,13 +46,13 @@ func forPages(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint,
 	err := func() error {
 		for at := range chunks {
 			chunk := <-results[at%readers]
+			if chunk.err != nil {
+				return chunk.err
+			}
 			for i := range chunk.heads {
 				if err := f(chunk.buf[i*format.PageBytes:][:format.PageBytes], &chunk.heads[i]); err != nil {
 					return err
 				}
-			}
-			if chunk.err != nil {
-				return chunk.err
 			}
 			done[at%readers] <- struct{}{}
 		}
@@ -65,10 +63,18 @@ func forPages(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint,
 	return err
 }
 
+// CheckPages verifies the pages of a checkpoint and their records, without what they say of each other.
+// Errors: KindCorrupt, KindIO.
+func CheckPages(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint) error {
+	return forPages(dev, sb, area, c, func(page []byte, h *format.Batch) error {
+		return h.ForEach(page, sb.DataBlocks(), func(*format.Record) error { return nil })
+	})
+}
+
 // readChunk reads pages from first on into buf, as many as it holds and the checkpoint has.
 func readChunk(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint, first uint64, buf []byte) *pageChunk {
 	n := min(uint64(len(buf))/format.PageBytes, c.Pages-first)
-	chunk := &pageChunk{first: first, buf: buf[:n*format.PageBytes], heads: make([]format.Batch, 0, n)}
+	chunk := &pageChunk{buf: buf[:n*format.PageBytes], heads: make([]format.Batch, 0, n)}
 	if chunk.err = dev.ReadAt(chunk.buf, sb.PageOffset(area, first)); chunk.err != nil {
 		return chunk
 	}

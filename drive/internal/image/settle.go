@@ -15,12 +15,19 @@ type Settlement struct {
 	Segments []SegmentEnd   // all open segments, in no order
 }
 
+// Adopt gives the open segments of the index the lengths that were found.
+func (st *Settlement) Adopt() {
+	for _, e := range st.Segments {
+		e.Segment.Len, e.Segment.Damaged = e.Len, e.Err != nil
+	}
+}
+
 // SegmentEnd is the end of an open segment.
 type SegmentEnd struct {
 	Segment *index.Segment
 	Len     uint64       // bytes of sound records
 	Erase   []format.Run // single blocks beyond that look like records of the segment, and must never count
-	Err     error        // KindIO: what lies from Len on could not be read, so neither could all of it be erased
+	Err     error        // KindIO: what lies from Len on could not be read, so neither erased; it takes no append
 }
 
 // Settle finds out what became of the operations that were under way.

@@ -53,6 +53,11 @@ func Open(dev blockio.Device, cfg Config) (*Store, error) {
 	return s, nil
 }
 
+// ReserveBlocks gives what file data must leave free: see reserveShare.
+func ReserveBlocks(sb *format.Superblock) uint64 {
+	return min(sb.DataBlocks()/reserveShare, maxReserveBytes/format.BlockSize)
+}
+
 func checkOwner(sb *format.Superblock, cfg Config, path string) error {
 	if cfg.Cluster != (wire.ClusterID{}) && sb.Cluster != cfg.Cluster {
 		return wire.Errorf("drive.open", wire.KindRefused, path, "belongs to cluster %s, not %s", sb.Cluster, cfg.Cluster)
@@ -106,19 +111,17 @@ func (s *Store) settle(state *image.State) error {
 		return err
 	}
 	zero := blockio.AlignedBytes(format.BlockSize)
-	for i := range found.Segments {
-		e := &found.Segments[i]
+	for _, e := range found.Segments {
 		for _, r := range e.Erase {
 			if err := s.dev.WriteAt(zero, s.dataOffset(r)); err != nil {
 				return err
 			}
 		}
-		e.Segment.Len = e.Len
-		if e.Err != nil { // what could not be read could not be erased, so it takes no append
-			e.Segment.Damaged = true
+		if e.Err != nil {
 			s.ioFailed("read of "+e.Segment.ID.String(), e.Err)
 		}
 	}
+	found.Adopt()
 	if err := s.dev.Flush(); err != nil { // what was read may be in a cache only
 		return err
 	}
