@@ -15,21 +15,27 @@ import (
 // helps, else 2 ms doubling to 250 ms) and send the same request again. So a mutating request must carry its OpID.
 func (r *Router) Bucket(ctx context.Context, b wire.BucketID, call *rpc.Call) error {
 	backoff := minBackoff
+	var before error // of the attempt before the last
 	for {
 		next := r.nextMap()
 		_, err := r.BucketOnce(ctx, b, call)
-		if err == nil || !wire.KindOf(err).Retryable() {
+		switch {
+		case err == nil || !wire.KindOf(err).Retryable():
+			return err
+		case ctx.Err() == nil:
+			r.refresh()
+			sleep(ctx, backoff, next)
+			backoff = min(2*backoff, maxBackoff)
+		case before != nil && errors.Is(err, ctx.Err()):
+			// It ended while it waited for an answer: what was in the way says more.
+			return wire.E("route.bucket", ctxKind(ctx.Err()), fmt.Sprint(b), fmt.Errorf("%w; at last: %w", err, before))
+		default:
 			return err
 		}
-		if ctx.Err() != nil {
-			return err
-		}
-		r.refresh()
-		sleep(ctx, backoff, next)
-		backoff = min(2*backoff, maxBackoff)
 		if ctx.Err() != nil {
 			return wire.E("route.bucket", ctxKind(ctx.Err()), fmt.Sprint(b), fmt.Errorf("%w; at last: %w", ctx.Err(), err))
 		}
+		before = err
 	}
 }
 

@@ -3,6 +3,7 @@ package route
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/crakefs/crake/wire"
@@ -50,12 +51,16 @@ func (r *Router) SetMap(m *wire.ClusterMap) {
 	if m == nil || m.Generation <= r.generation() {
 		return
 	}
-	old := r.index.Swap(newIndex(m))
+	now := newIndex(m)
+	old := r.index.Swap(now)
+	if old != nil {
+		r.dropGone(old, now)
+	}
 	r.mu.Lock()
 	close(r.changed)
 	r.changed = make(chan struct{})
 	for id := range r.away { // a new run of a process is not the one that was away
-		if old != nil && incarnation(old, id) != incarnation(r.index.Load(), id) {
+		if old != nil && incarnation(old, id) != incarnation(now, id) {
 			delete(r.away, id)
 		}
 	}
@@ -63,6 +68,43 @@ func (r *Router) SetMap(m *wire.ClusterMap) {
 	if r.c.OnMap != nil {
 		r.c.OnMap(m)
 	}
+}
+
+// dropGone ends the connections and dials to computes that the map has given up. What they owned has another owner, or none, and
+// nothing that they may still answer counts: so who waits for them asks anew now, and not when the network has given up
+// a machine that vanished. An address where the map has a process stays: it may be the next run of the old one. Drives are left
+// alone: they serve whether mgmt hears them or not.
+func (r *Router) dropGone(old, now *index) {
+	var used map[string]bool // addresses of processes that run, made when needed
+	for id, p := range old.procs {
+		if p.Role != wire.RoleCompute || p.State == wire.ProcDown {
+			continue
+		}
+		if n := now.procs[id]; n != nil && n.State != wire.ProcDown && slices.Equal(n.Addrs, p.Addrs) {
+			continue
+		}
+		if used == nil {
+			used = now.addrs()
+		}
+		for _, a := range p.Addrs {
+			if !used[a] {
+				r.pool.Drop(a)
+			}
+		}
+	}
+}
+
+// addrs gives the addresses of all processes that are not down.
+func (x *index) addrs() map[string]bool {
+	out := map[string]bool{}
+	for _, p := range x.procs {
+		if p.State != wire.ProcDown {
+			for _, a := range p.Addrs {
+				out[a] = true
+			}
+		}
+	}
+	return out
 }
 
 func incarnation(x *index, id wire.ProcID) wire.Incarnation {

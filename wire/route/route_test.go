@@ -33,8 +33,10 @@ func newTown(t *testing.T) *town {
 	w := &town{t: t, net: rpc.NewMem(), changed: make(chan struct{})}
 	w.m = &wire.ClusterMap{Generation: 1, Cluster: cluster, K: 2, M: 1, Buckets: 2}
 	for id := wire.ProcID(10); id < 14; id++ {
-		w.m.Processes = append(w.m.Processes, wire.ProcInfo{ID: id, Incarnation: 1, State: wire.ProcUp, Name: fmt.Sprint("proc", id), Addrs: []string{fmt.Sprint("mem:", id)}})
+		w.m.Processes = append(w.m.Processes, wire.ProcInfo{ID: id, Incarnation: 1, Role: wire.RoleCompute, State: wire.ProcUp,
+			Name: fmt.Sprint("proc", id), Addrs: []string{fmt.Sprint("mem:", id)}})
 	}
+	w.m.Processes[2].Role, w.m.Processes[3].Role = wire.RoleDrive, wire.RoleDrive
 	w.m.Owners = []wire.BucketOwner{{Proc: 10, Epoch: 5}, {Proc: 11, Epoch: 6}}
 	w.m.Drives = []wire.DriveInfo{{ID: 1, Proc: 12, State: wire.DriveUp}, {ID: 2, Proc: 13, State: wire.DriveDown}}
 	return w
@@ -260,6 +262,77 @@ func TestBucketMoves(t *testing.T) {
 	conn, err := r.BucketOnce(t.Context(), 0, &rpc.Call{Req: &wire.AppendResp{Len: 44}})
 	if err != nil || conn == nil {
 		t.Error(err)
+	}
+}
+
+// Claim: a request to an owner that says nothing goes to the next one as soon as the map tells that the owner is down, has gone, or runs
+// elsewhere. A new run at the old address keeps its connection, and a drive process that is down too.
+func TestOwnerVanishes(t *testing.T) {
+	for name, vanish := range map[string]func(p *wire.ProcInfo){
+		"down":      func(p *wire.ProcInfo) { p.State = wire.ProcDown },
+		"gone":      func(p *wire.ProcInfo) { p.ID = 99 },
+		"elsewhere": func(p *wire.ProcInfo) { p.Incarnation++; p.Addrs = []string{"mem:10b"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newTown(t)
+			w.serveMgmt()
+			arrived := make(chan struct{})
+			w.serve("10", func(ctx context.Context, r *rpc.Request) (wire.Message, wire.Data, error) {
+				close(arrived)
+				<-ctx.Done()
+				return nil, nil, ctx.Err()
+			})
+			w.serve("11", answer(7))
+			r := w.router(Config{})
+			got := make(chan error, 1)
+			go func() { got <- r.Bucket(t.Context(), 0, &rpc.Call{Method: wire.MLookup}) }()
+			<-arrived
+			w.net.Partition("router", "10")
+			w.change(false, func(m *wire.ClusterMap) {
+				if vanish(&m.Processes[0]); name != "elsewhere" {
+					m.Processes[0].Addrs = nil
+				}
+				m.Owners[0] = wire.BucketOwner{Proc: 11, Epoch: 6}
+			})
+			select {
+			case err := <-got:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(20 * time.Second):
+				t.Error("it waits for the old owner")
+			}
+			w.net.Heal("router", "10")
+		})
+	}
+	w := newTown(t)
+	w.serveMgmt()
+	w.serve("10", answer(1))
+	w.serve("12", answer(1))
+	r := w.router(Config{})
+	if _, err := r.WaitMap(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	before, err := r.BucketOnce(t.Context(), 0, &rpc.Call{Method: wire.MLookup})
+	if err != nil {
+		t.Fatal(err)
+	}
+	drive, err := r.pool.Get(t.Context(), []string{"mem:12"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.change(false, func(m *wire.ClusterMap) {
+		m.Processes[0].Incarnation++
+		m.Processes[2].State = wire.ProcDown
+	})
+	if _, err := r.WaitMap(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := r.BucketOnce(t.Context(), 0, &rpc.Call{Method: wire.MLookup}); err != nil || after != before {
+		t.Error("the connection to a new run was dropped:", err)
+	}
+	if c, err := r.pool.Get(t.Context(), []string{"mem:12"}); err != nil || c != drive {
+		t.Error("the connection to a drive was dropped:", err)
 	}
 }
 

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ type Pool struct {
 	mu     sync.Mutex
 	peers  map[string]*poolPeer
 	closed bool
+	ended  []*Conn // not kept any more; Close waits for those that have not finished
 	dials  sync.WaitGroup
 }
 
@@ -30,6 +32,8 @@ type Pool struct {
 type poolPeer struct {
 	conn    *Conn
 	dialing chan struct{} // closed when the dial under way is over; nil: none
+	giveUp  func()        // ends that dial
+	dropped bool          // by Drop: nobody finds this state any more, and err is the answer to those who wait for it
 	err     error         // of the last dial
 	retryAt time.Time     // until then err is the answer
 	backoff time.Duration
@@ -107,14 +111,19 @@ func (p *Pool) get(ctx context.Context, addr string) (*Conn, error) {
 			return nil, err
 		}
 		if q.dialing == nil {
+			var dctx context.Context
+			dctx, q.giveUp = context.WithCancel(p.ctx)
 			q.dialing = make(chan struct{})
 			p.dials.Add(1)
-			go p.dial(addr, q) // not in the caller: its ctx may end before others' do
+			go p.dial(dctx, addr, q) // not in the caller: its ctx may end before others' do
 		}
 		wait := q.dialing
 		p.mu.Unlock()
 		select {
 		case <-wait:
+			if err := p.whyDropped(q); err != nil {
+				return nil, err // who listens there next is not whom the caller meant
+			}
 		case <-ctx.Done():
 			return nil, ctxError(ctx.Err(), addr)
 		}
@@ -122,11 +131,18 @@ func (p *Pool) get(ctx context.Context, addr string) (*Conn, error) {
 }
 
 // dial dials once for all who wait.
-func (p *Pool) dial(addr string, q *poolPeer) {
+func (p *Pool) dial(ctx context.Context, addr string, q *poolPeer) {
 	defer p.dials.Done()
-	c, err := Dial(p.ctx, addr, p.o)
+	c, err := Dial(ctx, addr, p.o)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	q.giveUp()
+	if q.dropped { // those who wait have been told
+		if c != nil {
+			p.end(c)
+		}
+		return
+	}
 	q.conn, q.err = c, err
 	if err != nil {
 		q.backoff = min(max(2*q.backoff, minRedial), maxRedial)
@@ -138,6 +154,53 @@ func (p *Pool) dial(addr string, q *poolPeer) {
 	q.dialing = nil
 }
 
+// Drop closes the connection to an address and gives up a dial under way, for a caller who knows that whoever was there is gone:
+// its calls fail with KindConnLost and its dials with KindUnavailable, now. Of a machine that has vanished nothing else tells
+// before TCP gives up, minutes later. Who asks for the address after that gets a new dial.
+func (p *Pool) Drop(addr string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	q := p.peers[addr]
+	if q == nil {
+		return
+	}
+	delete(p.peers, addr)
+	q.dropped, q.err = true, wire.Errorf("rpc.dial", wire.KindUnavailable, addr, "whoever listened there is gone")
+	if q.dialing != nil {
+		q.giveUp()
+		close(q.dialing)
+		q.dialing = nil
+	}
+	if q.conn != nil {
+		p.end(q.conn)
+	}
+}
+
+// whyDropped gives the error of a state that Drop has ended, or nil.
+func (p *Pool) whyDropped(q *poolPeer) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if q.dropped {
+		return q.err
+	}
+	return nil
+}
+
+// end closes a connection that the pool does not keep any more.
+// Preconditions: p.mu is held.
+func (p *Pool) end(c *Conn) {
+	p.ended = slices.DeleteFunc(p.ended, func(c *Conn) bool {
+		select {
+		case <-c.finished:
+			return true
+		default:
+			return false
+		}
+	})
+	p.ended = append(p.ended, c)
+	_ = c.Close()
+}
+
 // Close closes all connections and waits until their handlers have returned. Not to be called by a handler.
 func (p *Pool) Close() {
 	p.mu.Lock()
@@ -146,7 +209,7 @@ func (p *Pool) Close() {
 	p.cancel()
 	p.dials.Wait()
 	p.mu.Lock()
-	var conns []*Conn
+	conns := p.ended
 	for _, q := range p.peers {
 		if q.conn != nil {
 			conns = append(conns, q.conn)
