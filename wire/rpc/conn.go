@@ -20,8 +20,8 @@ var errDone = errors.New("connection ended")
 // Goroutines: one reads (read), one writes what callers could not write at once (writer.run), one looks for stalls (watch); one
 // for each handler. All end when the connection does, which finish waits for.
 //
-// Lock order: none of mu, serveMu, window.mu and writer.mu is taken while another is held, but that writer.mu may be held when
-// Bufs are released.
+// Lock order: none of mu, serveMu, window.mu and writer.mu is taken while another is held, but that writer.mu and serveMu may be held
+// when Bufs are released, and reqContext.mu is taken under serveMu.
 type Conn struct {
 	// immutable
 	o       Options
@@ -51,8 +51,9 @@ type Conn struct {
 	running     int                // handlers at work
 	idle        []*worker          // goroutines of handlers that wait for work
 	noMore      bool               // the connection has ended: nobody waits idle any more
-	handlers    sync.WaitGroup     // goroutines of handlers
+	handlers    sync.WaitGroup     // goroutines of handlers, and requests that Start has taken
 	servedBytes int                // request data of serving
+	spareServed spareRing
 
 	rxBytes  atomic.Uint64 // received, for the watch on stalls
 	midFrame atomic.Bool   // part of a frame is there, and the rest is awaited from the peer

@@ -13,7 +13,8 @@ import (
 // reader takes frames from a stream. It is owned by the connection's reading goroutine.
 //
 // Headers and small metas go through buf; of a data section only what was read along with them is copied from there, the rest
-// lands where it belongs.
+// lands where it belongs. How much is read along follows the last data section: behind a short one (copyBytes) as much as buf holds,
+// so that one system call brings many frames, behind a long one just enough for the next header (smallReadBytes).
 type reader struct {
 	c     *Conn
 	buf   []byte
@@ -21,16 +22,22 @@ type reader struct {
 	vec   [][]byte // for readv
 	parts [][]byte // what fullParts fills
 	far   int      // how much is read at once into buf
+
+	// of the burst under way; see taken.go
+	started int  // requests that Start has taken since the last settle
+	held    bool // the writer's batch is ours
 }
 
 // read takes frames until the connection ends, and tells why.
 func (c *Conn) read() error {
 	rd := &reader{c: c, buf: make([]byte, readBufferBytes), far: readBufferBytes}
+	defer rd.settle()
 	for {
 		if err := rd.frame(); err != nil {
 			return err
 		}
 		if rd.r == rd.w {
+			rd.settle()
 			// Nothing more is there. Who was just woken runs before the next look at the socket, which will most likely find
 			// nothing and cost a system call.
 			runtime.Gosched()
@@ -52,7 +59,7 @@ func (rd *reader) fill(n int) error {
 		rd.c.midFrame.Store(rd.w > rd.r)
 		end := min(len(rd.buf), rd.w+max(rd.far, n-(rd.w-rd.r)))
 		rd.vec = append(rd.vec[:0], rd.buf[rd.w:end])
-		got, err := rd.c.s.readv(rd.vec)
+		got, err := rd.readv()
 		if err != nil {
 			if isEnd(err) && rd.w > rd.r {
 				return wire.E("rpc.read", wire.KindBadFrame, rd.c.s.name(), io.ErrUnexpectedEOF)
@@ -65,6 +72,14 @@ func (rd *reader) fill(n int) error {
 	return nil
 }
 
+// readv reads into vec, as much as is there, and forgets vec: it must not hold on to memory that is given away.
+func (rd *reader) readv() (int, error) {
+	rd.settle()
+	got, err := rd.c.s.readv(rd.vec)
+	clear(rd.vec)
+	return got, err
+}
+
 // full reads exactly len(b) bytes into b: first what buf has, then from the stream; what comes along behind it goes to buf.
 func (rd *reader) full(b []byte) error {
 	rd.parts = append(rd.parts[:0], b)
@@ -74,7 +89,7 @@ func (rd *reader) full(b []byte) error {
 // fullParts is full for rd.parts, one after the other. It takes as many parts by one system call as that allows.
 func (rd *reader) fullParts() error {
 	parts := rd.parts
-	defer func() { clear(rd.vec[:cap(rd.vec)]); clear(rd.parts) }() // no pointers to memory that is given away
+	defer clear(rd.parts) // no pointers to memory that is given away
 	for {
 		for len(parts) > 0 && rd.r < rd.w {
 			n := copy(parts[0], rd.buf[rd.r:rd.w])
@@ -100,7 +115,7 @@ func (rd *reader) fullParts() error {
 		if len(parts) <= batchParts {
 			rd.vec = append(rd.vec, rd.buf[:rd.far])
 		}
-		got, err := rd.c.s.readv(rd.vec)
+		got, err := rd.readv()
 		if err != nil {
 			if isEnd(err) {
 				err = wire.E("rpc.read", wire.KindBadFrame, rd.c.s.name(), io.ErrUnexpectedEOF)
@@ -212,7 +227,9 @@ func (rd *reader) response(h *wire.Header, meta []byte) error {
 
 // land reads a data section. lack tells why there was no room for it (it is thrown away then); err ends the connection.
 func (rd *reader) land(n int, use wire.Use) (data wire.Data, lack, err error) {
-	rd.far = smallReadBytes
+	if rd.far = readBufferBytes; n > copyBytes {
+		rd.far = smallReadBytes
+	}
 	if data, lack = rd.room(n, use); lack != nil {
 		return nil, lack, rd.discard(n)
 	}
@@ -237,6 +254,7 @@ func (rd *reader) room(n int, use wire.Use) (wire.Data, error) {
 	if data := c.o.Arena.TryAllocData(n, use); data != nil {
 		return data, nil
 	}
+	rd.settle()
 	c.midFrame.Store(false) // a wait here is not the peer's fault
 	ctx, cancel := context.WithTimeout(c.ctx, landingWait)
 	defer cancel()
@@ -265,7 +283,7 @@ func (rd *reader) request(h wire.Header) error {
 	rd.c.sawGeneration(h.Generation)
 	if h.DataBytes == 0 {
 		rd.far = readBufferBytes
-		return rd.c.accept(r)
+		return rd.offer(r)
 	}
 	if err := rd.c.checkWindow(int(h.DataBytes)); err != nil {
 		r.free()
@@ -281,12 +299,12 @@ func (rd *reader) request(h wire.Header) error {
 		return rd.refuse(r, lack)
 	}
 	r.req.Data = data
-	return rd.c.accept(r)
+	return rd.offer(r)
 }
 
 // refuse answers a request for which there was no room; it had no effect.
 func (rd *reader) refuse(r *served, lack error) error {
-	rd.c.answer(&r.req.Header, nil, nil, lack, false)
+	rd.c.w.send(rd.c.encodeAnswer(&r.req.Header, nil, nil, lack), false)
 	return nil
 }
 
@@ -319,6 +337,7 @@ func (rd *reader) bigMeta(n int, use wire.Use) (*wire.Buf, error) {
 	if c.o.Arena == nil {
 		return nil, wire.Errorf("rpc.read", wire.KindOverLimit, c.s.name(), "meta of %d bytes and no arena", n)
 	}
+	rd.settle()
 	c.midFrame.Store(false)
 	ctx, cancel := context.WithTimeout(c.ctx, landingWait)
 	defer cancel()

@@ -27,6 +27,8 @@ type Request struct {
 	Header wire.Header // as sent: method, epoch, generation, trace
 	Meta   []byte      // encoded message; valid until the handler returns
 	Data   wire.Data   // the handler owns it
+
+	books *served
 }
 
 // Options configure connections and listeners. Zero values mean the defaults.

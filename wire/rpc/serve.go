@@ -15,21 +15,37 @@ type served struct {
 	meta  *headBuf // memory of req.Meta, or nil
 	big   *wire.Buf
 	bytes int // of data, as it arrived
+	taken takenState
 }
 
 // accept takes an arrived request: starts its handler, or queues it. It owns r.
 func (c *Conn) accept(r *served) error {
-	c.serveMu.Lock()
+	if err := c.register(r); err != nil {
+		return err
+	}
+	c.giveHandler(r)
+	return nil
+}
+
+// register puts a request on the books. It owns r when it fails.
+func (c *Conn) register(r *served) error {
 	id := r.req.Header.ID
+	c.serveMu.Lock()
+	defer c.serveMu.Unlock()
 	if _, twice := c.serving[id]; twice || len(c.serving) >= maxQueued {
-		n := len(c.serving)
-		c.serveMu.Unlock()
 		r.req.Data.Release()
 		r.free()
-		return wire.Errorf("rpc.read", wire.KindBadFrame, c.s.name(), "request %d while %d are unanswered: twice, or past the window of %d", id, n, maxQueued)
+		return wire.Errorf("rpc.read", wire.KindBadFrame, c.s.name(), "request %d while %d are unanswered: twice, or past the window of %d",
+			id, len(c.serving), maxQueued)
 	}
 	c.serving[id] = r
 	c.servedBytes += r.bytes
+	return nil
+}
+
+// giveHandler starts the handler of a registered request, or queues it.
+func (c *Conn) giveHandler(r *served) {
+	c.serveMu.Lock()
 	start := c.mayStart()
 	if start {
 		c.running++
@@ -50,7 +66,6 @@ func (c *Conn) accept(r *served) error {
 	case start:
 		go c.handle(r)
 	}
-	return nil
 }
 
 // worker is a goroutine that has handled requests and waits for more: its stack has grown already, which costs a new one about a
@@ -104,7 +119,7 @@ func (c *Conn) handle(r *served) {
 		c.servedBytes -= r.bytes
 		company := len(c.serving) > 0
 		c.serveMu.Unlock()
-		c.answer(&r.req.Header, resp, data, err, company)
+		c.w.send(c.encodeAnswer(&r.req.Header, resp, data, err), company)
 		r.free()
 		r = c.nextRequest(&me)
 	}
@@ -132,8 +147,8 @@ func (c *Conn) nextRequest(me *worker) *served {
 	return <-me.next
 }
 
-// answer sends the response of a handler; it owns data.
-func (c *Conn) answer(req *wire.Header, resp wire.Message, data wire.Data, err error, company bool) {
+// encodeAnswer makes the response to a request; it owns data.
+func (c *Conn) encodeAnswer(req *wire.Header, resp wire.Message, data wire.Data, err error) outFrame {
 	if err == nil && data.Len() > wire.MaxDataBytes {
 		err = wire.Errorf("rpc.serve", wire.KindOverLimit, "", "answer of %d bytes of data, limit %d", data.Len(), wire.MaxDataBytes)
 	}
@@ -151,7 +166,7 @@ func (c *Conn) answer(req *wire.Header, resp wire.Message, data wire.Data, err e
 		h.Status, body = errorBody(err)
 		_ = f.encode(&h, &body) // errorBody keeps it short
 	}
-	c.w.send(f, company)
+	return f
 }
 
 // errorBody makes what travels of an error: a *wire.Error as it is, the end of a ctx as KindTimeout or KindInterrupted, any other
@@ -194,14 +209,14 @@ func (r *served) free() {
 // cancelled ends the ctx of a request that the asker no longer waits for.
 func (c *Conn) cancelled(id uint64) {
 	c.serveMu.Lock()
-	r := c.serving[id]
-	c.serveMu.Unlock()
-	if r != nil {
-		r.ctx.end(context.Canceled)
+	defer c.serveMu.Unlock()
+	if r := c.serving[id]; r != nil {
+		r.ctx.end(context.Canceled) // under the lock: once it is off the books, r may be another request's
 	}
 }
 
-// stopServing ends the ctx of all requests, drops those without a handler, and waits for the handlers.
+// stopServing ends the ctx of all requests, drops those without a handler, and waits for the handlers and for the answers to all that
+// Start has taken: so after OnClose nobody works on a request of the connection, and whatever memory they used may go.
 func (c *Conn) stopServing() {
 	c.serveMu.Lock()
 	for _, r := range c.queue {
@@ -224,7 +239,19 @@ func (c *Conn) stopServing() {
 
 // newServed makes the books of a request.
 func (c *Conn) newServed(h wire.Header) *served {
-	r := &served{req: Request{Conn: c, Header: h}, bytes: int(h.DataBytes)}
+	var r *served
+	if c.o.Start != nil {
+		c.serveMu.Lock()
+		r = c.spareServed.get()
+		c.serveMu.Unlock()
+	}
+	if r == nil {
+		r = &served{}
+	} else {
+		*r = served{}
+	}
+	r.req = Request{Conn: c, Header: h, books: r}
+	r.bytes = int(h.DataBytes)
 	if h.DeadlineMs != 0 {
 		r.ctx.deadline = time.Now().Add(time.Duration(h.DeadlineMs) * time.Millisecond)
 	}

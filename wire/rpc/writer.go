@@ -100,9 +100,27 @@ func (w *writer) send(f outFrame, company bool) bool {
 		return true
 	}
 	w.mu.Unlock()
+	w.write()
+	return true
+}
+
+// hold makes the caller the owner of the batch if nobody is: what is sent from now on waits until it calls write.
+func (w *writer) hold() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.busy || w.closed {
+		return false
+	}
+	w.busy = true
+	return true
+}
+
+// write writes what waits, as far as the socket takes it, and leaves the rest to the writer goroutine.
+// Preconditions: the caller owns the batch, and gives it up by this.
+func (w *writer) write() {
 	for range directRounds {
 		if !w.next() {
-			return true
+			return
 		}
 		n, err := w.s.writev(w.parts, false)
 		if err == nil && w.advance(n) {
@@ -118,11 +136,10 @@ func (w *writer) send(f outFrame, company bool) bool {
 	if w.gone {
 		w.releaseBatch()
 		w.busy = false
-		return true
+		return
 	}
 	w.handed = true
 	w.wake <- struct{}{} // never waits: there is one batch
-	return true
 }
 
 // withdraw takes a request back that has not begun to be written.
