@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/crakefs/crake/mgmt/api"
 )
 
 // runLine runs a command line and gives what it printed.
@@ -41,6 +43,12 @@ func TestWrongCommandLines(t *testing.T) {
 		{"dev up --dir /x --mount /y --timeout 0s", statusUsage, "--timeout"},
 		{"dev up --dir /x --mount /y --wrong", statusUsage, "--wrong"},
 		{"dev up extra --dir /x --mount /y", statusUsage, "extra"},
+		{"cluster drive x", statusUsage, "is no drive id"},
+		{"cluster drive 0", statusUsage, "is no drive id"},
+		{"cluster drive 1 2", statusUsage, "one argument too many"},
+		{"cluster drive deactivate", statusUsage, "ID is missing"},
+		{"cluster drive deactivate three", statusUsage, "is no drive id"},
+		{"cluster drive activate 1 --force", statusUsage, "--force"},
 		{"fs create", statusUsage, "NAME"},
 		{"fs create a b", statusUsage, "b"},
 		{"mount default", statusUsage, "MNT"},
@@ -104,6 +112,37 @@ func TestPrintList(t *testing.T) {
 	var b bytes.Buffer
 	if err := printList(&b, formatJSON, nil, columns); err != nil || b.String() != "[]\n" {
 		t.Errorf("an empty list as JSON: %q, %v", b.String(), err)
+	}
+}
+
+// One drive in full: all that is known, and no line of what is not.
+func TestPrintOneDrive(t *testing.T) {
+	d := api.Drive{
+		ID: 3, Process: "drive2", Path: "/dev/nvme1n1", State: "failed", Reason: "the device is gone", Troubles: 2, SizeBytes: 1 << 40, FreeBytes: 1 << 39,
+		Strips: 7, PGs: 4, Engine: "pread/pwrite: no io_uring here", Flush: "fdatasync", Reads: 5, ReadBytes: 20480, ReadNs: 57_000, WriteNs: 1_500_000,
+		FlushNs: 2e9, Queued: 1, Errors: 9, Corrupt: 8, ScrubDoneBytes: 1 << 20, ScrubTotalBytes: 1 << 21, ScrubPasses: 1, DiscardBytes: 4096, IndexBytes: 640,
+	}
+	var b bytes.Buffer
+	if err := printOneDrive(&b, formatTable, &d); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"3 at /dev/nvme1n1", "failed: the device is gone", "ended 2 times", "512GiB free of 1TiB, 7 strips, in 4 placement groups", "no io_uring here",
+		"5, 20KiB, each 57us", "each 1.5ms", "each 2.0s", "1 request\n", "9 of IO, 8 of checksums", "1 complete, 1MiB of 2MiB of the pass", "4KiB", "640B of memory",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+	if strings.Contains(b.String(), "problem") {
+		t.Errorf("a problem of none:\n%s", b.String())
+	}
+	b.Reset()
+	if err := printOneDrive(&b, formatJSON, &d); err != nil || !strings.Contains(b.String(), `"read_ns": 57000`) {
+		t.Errorf("%s, %v", b.String(), err)
+	}
+	if got := driveText(api.DriveCount{Up: 3, Total: 6, Failed: 1}); got != "3 of 6 up, 2 down, 1 failed" {
+		t.Errorf("got %s", got)
 	}
 }
 

@@ -79,27 +79,6 @@ func pidText(pid int) string {
 	return fmt.Sprint(pid)
 }
 
-func (a *app) drivesCmd() *cobra.Command {
-	return listCmd(a, list[api.Drive]{
-		use: "drive", short: "list the drives", example: "  crake cluster drive\n  crake cluster drive -f csv",
-		fetch: func(ctx context.Context, c *api.Client) ([]api.Drive, error) { return c.Drives(ctx) },
-		columns: []column[api.Drive]{
-			{"id", func(d api.Drive) string { return fmt.Sprint(d.ID) }},
-			{"process", func(d api.Drive) string { return d.Process }},
-			{"state", func(d api.Drive) string { return d.State }},
-			{"size", func(d api.Drive) string { return size.Format(int64(d.SizeBytes)) }},
-			{"free", func(d api.Drive) string { return size.Format(int64(d.FreeBytes)) }},
-			{"strips", func(d api.Drive) string { return fmt.Sprint(d.Strips) }},
-			{"read", func(d api.Drive) string { return size.Format(int64(d.ReadBytes)) }},
-			{"written", func(d api.Drive) string { return size.Format(int64(d.WriteBytes)) }},
-			{"errors", func(d api.Drive) string { return fmt.Sprint(d.Errors) }},
-			{"engine", func(d api.Drive) string { return d.Engine }},
-			{"flush", func(d api.Drive) string { return d.Flush }},
-			{"path", func(d api.Drive) string { return d.Path }},
-		},
-	})
-}
-
 func (a *app) bucketCmd() *cobra.Command {
 	return listCmd(a, list[api.Bucket]{
 		use: "bucket", short: "list the buckets (the shards of metadata) and who owns them", example: "  crake cluster bucket\n  crake cluster bucket -f json",

@@ -49,7 +49,7 @@ func printStatus(w io.Writer, st *api.Status) error {
 	line("health", "%s", healthText(st.Health))
 	line("protection", "%d+%d: any %s may fail", st.Protection.Data, st.Protection.Parity, plural(st.Protection.Parity, "drive"))
 	line("processes", "%s", processText(st.Processes))
-	line("drives", "%d of %d up", st.Drives.Up, st.Drives.Total)
+	line("drives", "%s", driveText(st.Drives))
 	line("buckets", "%s", bucketText(st.Buckets))
 	line("capacity", "%s free of %s usable (%s of %s raw)", size.Format(int64(st.Capacity.UsableFreeBytes)),
 		size.Format(int64(st.Capacity.UsableBytes)), size.Format(int64(st.Capacity.RawFreeBytes)), size.Format(int64(st.Capacity.RawBytes)))
@@ -67,6 +67,9 @@ func printStatus(w io.Writer, st *api.Status) error {
 		if !m.Ready {
 			line("mount", "%s at %s is not ready %s", m.FS, m.Path, m.Error)
 		}
+	}
+	for _, advice := range st.Advice {
+		line("advice", "%s", advice)
 	}
 	line("directory", "%s", st.Mgmt.Dir)
 	if st.Mgmt.APIListen != "" {
@@ -103,6 +106,17 @@ func processText(counts map[string]api.Count) string {
 		add(role)
 	}
 	return strings.Join(parts, ", ") + " up"
+}
+
+func driveText(d api.DriveCount) string {
+	s := fmt.Sprintf("%d of %d up", d.Up, d.Total)
+	if down := d.Total - d.Up - d.Failed; down > 0 {
+		s += fmt.Sprintf(", %d down", down)
+	}
+	if d.Failed > 0 {
+		s += fmt.Sprintf(", %d failed", d.Failed)
+	}
+	return s
 }
 
 func bucketText(b api.BucketCount) string {
