@@ -336,3 +336,41 @@ func TestJudge(t *testing.T) {
 		t.Errorf("median %g (%g to %g)", m, low, high)
 	}
 }
+
+// Claim: a profile names the symbols of a process that works. perf is no part of what the tests need, so it may be missing.
+func TestProfile(t *testing.T) {
+	if _, err := exec.LookPath("perf"); err != nil {
+		t.Skip("perf is not installed")
+	}
+	all, err := pinned.Cores()
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy, err := pinned.Start(exec.Command("sh", "-c", "while :; do :; done"), all[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = busy.Kill() }()
+	path := filepath.Join(t.TempDir(), "perf.data")
+	stop, err := record(path, busy.PID(), all[len(all)-1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	began, err := pinned.CPU(busy.PID())
+	for now := began; err == nil && now < began+200*time.Millisecond; now, err = pinned.CPU(busy.PID()) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := errors.Join(err, stop()); err != nil {
+		t.Fatal(err)
+	}
+	top, err := topOf(t.Context(), path, busy.PID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(top) == 0 || len(top) > topSymbols || !strings.Contains(top[0], "%") {
+		t.Errorf("profile of a loop: %q", top)
+	}
+	if err := perfUsable("/nonexistent"); err == nil {
+		t.Error("a binary that is not there can be profiled")
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -65,7 +66,7 @@ func (r *runner) profile(ctx context.Context, what string, s *server, measure fu
 		err = errors.Join(err, stop())
 		if err == nil {
 			var top []string
-			top, err = topOf(ctx, filepath.Join(dir, sides[i].name))
+			top, err = topOf(ctx, filepath.Join(dir, sides[i].name), sides[i].pid)
 			r.rep.Profiles = append(r.rep.Profiles, &profile{What: sides[i].name + ", " + what, Symbols: top})
 		}
 	}
@@ -79,25 +80,30 @@ func record(path string, pid, core int) (stop func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
+	for end := time.Now().Add(startTimeout); time.Now().Before(end); time.Sleep(pollPause) {
+		if st, err := os.Stat(path); err == nil && st.Size() > 0 {
+			break // it has attached; what it does before would take the load's time
+		}
+	}
 	return func() error {
-		var exit *exec.ExitError
-		if err := p.End(endPatience); err != nil && !(errors.As(err, &exit) && exit.ProcessState.Sys().(unix.WaitStatus).Signal() == unix.SIGTERM) {
+		if err := p.End(endPatience); err != nil && !p.KilledBy(unix.SIGTERM) {
 			return fmt.Errorf("perf record: %w", err)
 		}
 		return nil // it has written its file, and says by which signal it ended
 	}, nil
 }
 
-// topOf gives the symbols that took most.
-func topOf(ctx context.Context, path string) ([]string, error) {
-	out, err := exec.CommandContext(ctx, "perf", "report", "-i", path, "--stdio", "--no-children", "-q", "--sort", "dso,symbol").Output()
+// topOf gives the symbols that took most in a process, without its children.
+func topOf(ctx context.Context, path string, pid int) ([]string, error) {
+	out, err := exec.CommandContext(ctx, "perf", "report", "-i", path, "--stdio", "--no-children", "-q", "--pid", fmt.Sprint(pid),
+		"--sort", "dso,symbol").Output()
 	if err != nil {
 		return nil, fmt.Errorf("perf report: %w", err)
 	}
 	var top []string
 	for line := range strings.Lines(string(out)) {
-		if line = strings.TrimSpace(line); line != "" && len(top) < topSymbols {
-			top = append(top, line)
+		if f := strings.Fields(line); len(f) > 0 && len(top) < topSymbols { // perf fills its columns with blanks
+			top = append(top, strings.TrimSuffix(strings.Join(f, " "), " - -"))
 		}
 	}
 	return top, nil

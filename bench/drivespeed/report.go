@@ -77,6 +77,8 @@ type deviceInfo struct {
 	Engine string `json:"engine"`
 	Flush  string `json:"flush"`
 	Direct bool   `json:"direct"`
+	// Strays is the most threads of the drive that were seen free to run on other cores: the kernel's workers of an io_uring.
+	Strays int `json:"stray_threads"`
 }
 
 // report is everything that is printed.
@@ -128,6 +130,14 @@ func firstLine(name string, args ...string) string {
 
 func (rep *report) addDevice(d *device) {
 	rep.Devices = append(rep.Devices, deviceInfo{Name: d.name, Engine: d.engine, Flush: d.flushPolicy, Direct: d.direct})
+}
+
+func (rep *report) addStrays(d *device, n int) {
+	for i := range rep.Devices {
+		if info := &rep.Devices[i]; info.Name == d.name {
+			info.Strays = max(info.Strays, n)
+		}
+	}
 }
 
 func (rep *report) addWire(j job, s sample) {
@@ -224,7 +234,11 @@ func (rep *report) write(w io.Writer, asJSON bool) error {
 		rep.Version, rep.Fio, rep.Kernel, rep.Go, rep.DriveCore, rep.LoadCore, rep.Model)
 	fmt.Fprintf(w, "median (low to high) of %d runs of %g s; %d MiB are read; us/op is processor time\n", rep.Runs, rep.Seconds, rep.Size>>20)
 	for _, d := range rep.Devices {
-		fmt.Fprintf(w, "%s: engine %s, flush %s, O_DIRECT %v\n", d.Name, d.Engine, d.Flush, d.Direct)
+		fmt.Fprintf(w, "%s: engine %s, flush %s, O_DIRECT %v", d.Name, d.Engine, d.Flush, d.Direct)
+		if d.Strays > 0 {
+			fmt.Fprintf(w, "; %d threads of the drive were free to run on other cores (their time is counted)", d.Strays)
+		}
+		fmt.Fprintln(w)
 	}
 	fmt.Fprintln(w)
 	tw := tabwriter.NewWriter(w, 0, 8, 1, ' ', tabwriter.Debug)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/crakefs/crake/bench/internal/driveload"
 	"github.com/crakefs/crake/bench/internal/fio"
+	"github.com/crakefs/crake/bench/internal/pinned"
 )
 
 // runner is one run of the tool.
@@ -118,9 +119,12 @@ func (r *runner) turn(ctx context.Context, d *device, s *server, j job) error {
 	}
 	measure := func() error {
 		res, err := s.Run(ctx, r.load(j, s))
-		if err == nil {
-			r.rep.addCrake(d, j, crakeSample(res))
+		if err != nil {
+			return err
 		}
+		r.rep.addCrake(d, j, crakeSample(res))
+		strays, err := pinned.Strays(s.proc.PID(), r.cfg.cores.drive)
+		r.rep.addStrays(d, strays)
 		return err
 	}
 	if r.cfg.perf {

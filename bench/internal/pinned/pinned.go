@@ -102,6 +102,12 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // Err tells how it ended, as exec.Cmd.Wait does. Preconditions: Done is closed.
 func (p *Process) Err() error { return p.err }
 
+// KilledBy says whether a signal ended the process. Preconditions: Done is closed.
+func (p *Process) KilledBy(sig syscall.Signal) bool {
+	ws, ok := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return ok && ws.Signaled() && ws.Signal() == sig
+}
+
 // Used gives the processor time of the ended process and of its children. Preconditions: Done is closed.
 func (p *Process) Used() time.Duration {
 	return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()

@@ -117,6 +117,9 @@ func TestEnd(t *testing.T) {
 	if err := p.End(10 * time.Second); !errors.As(err, &exit) { // sleep has no handler of SIGTERM
 		t.Errorf("End of a sleep: %v", err)
 	}
+	if !p.KilledBy(unix.SIGTERM) || p.KilledBy(unix.SIGKILL) {
+		t.Error("it was not SIGTERM that ended it")
+	}
 	cmd := exec.Command("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done")
 	out, w, err := os.Pipe()
 	if err != nil {
