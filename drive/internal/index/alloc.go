@@ -162,6 +162,21 @@ func (a *Allocator) Free(r format.Run) {
 	a.free += end - start
 }
 
+// Hold keeps a free run from being given out until Release; FreeBlocks counts it as free. It may be of any length.
+// Preconditions: all of it is free, and not held.
+func (a *Allocator) Hold(r format.Run) {
+	if !a.Mark(r) {
+		panic("drive: a used block is held")
+	}
+	a.free += uint64(r.Blocks())
+}
+
+// Release ends a Hold.
+func (a *Allocator) Release(r format.Run) {
+	a.Free(r)
+	a.free -= uint64(r.Blocks())
+}
+
 // set marks blocks as used. Preconditions: all are free.
 func (a *Allocator) set(start, end uint64) {
 	for b := start; b < end; {

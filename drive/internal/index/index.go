@@ -3,6 +3,7 @@
 package index
 
 import (
+	"math/rand/v2"
 	"slices"
 
 	"github.com/crakefs/crake/drive/internal/format"
@@ -280,6 +281,9 @@ func (x *Index) RaiseEpoch(b wire.BucketID, e wire.Epoch) {
 func (x *Index) Ascend(after wire.StripID, f func(s Strip) bool) {
 	x.tree.ascend(after, func(id wire.StripID, e entry) bool { return f(x.strip(id, e)) })
 }
+
+// Sample gives an id by chance; false: there is none.
+func (x *Index) Sample(rng *rand.Rand) (wire.StripID, bool) { return x.tree.sample(rng) }
 
 // Segments calls f for every segment, in no order.
 func (x *Index) Segments(f func(s *Segment)) {

@@ -1,6 +1,7 @@
 package index
 
 import (
+	"math/rand/v2"
 	"slices"
 
 	"github.com/crakefs/crake/wire"
@@ -316,4 +317,16 @@ func (n *node) ascend(after wire.StripID, f func(id wire.StripID, e entry) bool)
 		after = wire.StripID{}
 	}
 	return true
+}
+
+// sample gives an id by chance, each with about the same one; false: there is none.
+func (t *tree) sample(rng *rand.Rand) (wire.StripID, bool) {
+	n := t.root
+	if n == nil {
+		return wire.StripID{}, false
+	}
+	for n.kids != nil {
+		n = n.kids[rng.IntN(len(n.kids))]
+	}
+	return n.ids[rng.IntN(len(n.ids))], true
 }

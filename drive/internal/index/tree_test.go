@@ -57,6 +57,42 @@ func checkTree(t *testing.T, tr *tree) []wire.StripID {
 	return all
 }
 
+// compareTree verifies that a tree holds what it should, by every way to ask.
+func compareTree(t *testing.T, rng *rand.Rand, tr *tree, want map[wire.StripID]entry, id func(uint64) wire.StripID) {
+	t.Helper()
+	all := checkTree(t, tr)
+	if len(all) != len(want) {
+		t.Fatalf("%d ids, want %d", len(all), len(want))
+	}
+	for _, i := range all {
+		if e := tr.get(i); e == nil || *e != want[i] {
+			t.Fatalf("get of %v: %v", i, e)
+		}
+	}
+	for range 100 {
+		i := id(rng.Uint64N(1100000))
+		if _, ok := want[i]; ok != (tr.get(i) != nil) {
+			t.Fatalf("get of %v", i)
+		}
+		at, found := slices.BinarySearchFunc(all, i, compareIDs)
+		if found && !i.IsZero() {
+			at++
+		}
+		n := 1 + rng.IntN(600)
+		tr.ascend(i, func(got wire.StripID, e entry) bool {
+			if got != all[at] || e != want[got] {
+				t.Fatalf("after %v: %v, want %v", i, got, all[at])
+			}
+			at++
+			n--
+			return n > 0
+		})
+		if n > 0 && at != len(all) {
+			t.Fatalf("after %v: ends %d ids early", i, len(all)-at)
+		}
+	}
+}
+
 // TestTree compares with a map, in phases that grow, shrink, empty and come in order, so that nodes split and join at all levels.
 func TestTree(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
@@ -108,40 +144,7 @@ func TestTree(t *testing.T) {
 				}
 			}
 		}
-		all := checkTree(t, tr)
-		if len(all) != len(want) {
-			t.Fatalf("phase %d: %d ids, want %d", phase, len(all), len(want))
-		}
-		for _, i := range all {
-			if e := tr.get(i); e == nil || *e != want[i] {
-				t.Fatalf("get of %v: %v", i, e)
-			}
-		}
-		for range 100 {
-			i := id(rng.Uint64N(1100000))
-			if _, ok := want[i]; ok != (tr.get(i) != nil) {
-				t.Fatalf("get of %v", i)
-			}
-			at, found := slices.BinarySearchFunc(all, i, compareIDs)
-			if found {
-				at++
-			}
-			if i.IsZero() {
-				at = 0
-			}
-			n := 1 + rng.IntN(600)
-			tr.ascend(i, func(got wire.StripID, e entry) bool {
-				if got != all[at] || e != want[got] {
-					t.Fatalf("after %v: %v, want %v", i, got, all[at])
-				}
-				at++
-				n--
-				return n > 0
-			})
-			if n > 0 && at != len(all) {
-				t.Fatalf("after %v: ends %d ids early", i, len(all)-at)
-			}
-		}
+		compareTree(t, rng, tr, want, id)
 		depth := 0
 		for n := tr.root; n != nil && n.kids != nil; n = n.kids[0] {
 			depth++
