@@ -25,6 +25,9 @@ const (
 	// registerRetryMin and registerRetryMax: mgmt starts at about the same time.
 	registerRetryMin = 20 * time.Millisecond
 	registerRetryMax = time.Second
+	// placeEvery is how often a device is looked for at its path; placeMisses is how many looks in a row must fail.
+	placeEvery  = time.Second
+	placeMisses = 10
 	// goodbyeTimeout: a goodbye is a courtesy.
 	goodbyeTimeout = time.Second
 	// ioProcessors is the least GOMAXPROCS of a process whose devices block; see spread.

@@ -24,6 +24,7 @@ func (p *process) member(ctx context.Context) error {
 	defer t.Stop()
 	quiet := false // the failure has been logged
 	for {
+		p.tickHealth()
 		err := p.heartbeat(ctx)
 		switch {
 		case ctx.Err() != nil:
@@ -36,10 +37,8 @@ func (p *process) member(ctx context.Context) error {
 			p.log.Info("mgmt answers heartbeats again")
 		}
 		quiet = err != nil
-		for _, s := range p.stores {
-			if err := s.Failed(); err != nil {
-				return wire.Errorf("drive.run", wire.KindIO, s.Device().Info().Path, "the device failed; a restart finds out what it holds: %w", err)
-			}
+		if err := p.deviceFailed(ctx); err != nil {
+			return err
 		}
 		select {
 		case <-t.C:

@@ -59,6 +59,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer func() { err = errors.Join(err, p.closeDevices(), p.engine.Close()) }()
 	for _, d := range cfg.Devices {
 		if err := p.open(d); err != nil {
+			p.openFailed(d, err)
 			return err
 		}
 	}
@@ -145,6 +146,7 @@ func (p *process) serve(ctx context.Context) error {
 	task(l.Serve)
 	task(p.member)
 	task(p.sendEvents)
+	task(p.watchDevices)
 	task(p.trim)
 	tasks.Wait()
 	stopStores()

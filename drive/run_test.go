@@ -29,6 +29,7 @@ type fakeMgmt struct {
 	registered []wire.RegisterReq
 	beats      []wire.HeartbeatReq
 	events     []wire.EventReq
+	troubles   []wire.DriveTroubleReq
 	goodbyes   int
 	refuse     wire.Kind // heartbeats get this
 }
@@ -77,6 +78,12 @@ func (m *fakeMgmt) handle(_ context.Context, req *rpc.Request) (wire.Message, wi
 			return nil, nil, err
 		}
 		m.events = append(m.events, r)
+	case wire.MDriveTrouble:
+		var r wire.DriveTroubleReq
+		if err := r.Decode(req.Meta); err != nil {
+			return nil, nil, err
+		}
+		m.troubles = append(m.troubles, r)
 	case wire.MGoodbye:
 		m.goodbyes++
 	}
