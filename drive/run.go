@@ -59,7 +59,6 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer func() { err = errors.Join(err, p.closeDevices(), p.engine.Close()) }()
 	for _, d := range cfg.Devices {
 		if err := p.open(d); err != nil {
-			p.openFailed(d, err)
 			return err
 		}
 	}
@@ -116,7 +115,7 @@ func (p *process) serve(ctx context.Context) error {
 	self := rpc.Self{Cluster: p.cfg.Cluster, Role: wire.RoleDrive, Proc: p.cfg.Proc, Version: p.cfg.Version}
 	h := server.New(p.stores)
 	l, err := rpc.Listen(p.cfg.Listen, rpc.Options{
-		Self: self, Arena: p.arena, Handler: h.Handle, MaxHandlers: maxHandlers, Net: p.cfg.Net, Log: p.log,
+		Self: self, Arena: p.arena, Handler: h.Handle, Start: h.Start, Kick: h.Kick, MaxHandlers: maxHandlers, Net: p.cfg.Net, Log: p.log,
 	})
 	if err != nil {
 		return err
@@ -146,7 +145,6 @@ func (p *process) serve(ctx context.Context) error {
 	task(l.Serve)
 	task(p.member)
 	task(p.sendEvents)
-	task(p.watchDevices)
 	task(p.trim)
 	tasks.Wait()
 	stopStores()

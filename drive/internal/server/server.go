@@ -3,7 +3,9 @@ package server
 
 import (
 	"context"
+	"sync"
 
+	"github.com/crakefs/crake/drive/internal/sched"
 	"github.com/crakefs/crake/drive/internal/store"
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/rpc"
@@ -11,12 +13,22 @@ import (
 
 // Server answers for the devices of a process. Safe for concurrent use.
 type Server struct {
-	stores map[wire.DriveID]*store.Store // never changed
+	// Never changed.
+	stores map[wire.DriveID]*store.Store
+	all    []*store.Store
+
+	pending sync.Pool // of *pending
+	burst   burst
 }
 
 // New makes a server.
 func New(stores []*store.Store) *Server {
-	s := &Server{stores: map[wire.DriveID]*store.Store{}}
+	s := &Server{stores: map[wire.DriveID]*store.Store{}, all: stores}
+	s.pending.New = func() any {
+		p := &pending{s: s}
+		p.reading.Ended = p.ended
+		return p
+	}
 	for _, st := range stores {
 		s.stores[st.Drive()] = st
 	}
@@ -80,7 +92,7 @@ func (s *Server) read(ctx context.Context, req *rpc.Request) (wire.Message, wire
 	if err != nil {
 		return nil, nil, err
 	}
-	status, data, err := st.Read(ctx, m.Ranges)
+	status, data, err := st.Read(sched.WithOrigin(ctx, origin(req, m.Priority)), m.Ranges)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -93,7 +105,7 @@ func (s *Server) put(ctx context.Context, req *rpc.Request) (wire.Message, wire.
 	if err != nil {
 		return nil, nil, err
 	}
-	return done(st.Put(ctx, m.Epoch, m.ID, m.Sums, req.Data))
+	return done(st.Put(sched.WithOrigin(ctx, origin(req, m.Priority)), m.Epoch, m.ID, m.Sums, req.Data))
 }
 
 func (s *Server) append(ctx context.Context, req *rpc.Request) (wire.Message, wire.Data, error) {
@@ -102,7 +114,7 @@ func (s *Server) append(ctx context.Context, req *rpc.Request) (wire.Message, wi
 	if err != nil {
 		return nil, nil, err
 	}
-	n, err := st.Append(ctx, m.Epoch, m.ID, m.Offset, req.Data)
+	n, err := st.Append(sched.WithOrigin(ctx, origin(req, m.Priority)), m.Epoch, m.ID, m.Offset, req.Data)
 	if err != nil {
 		return nil, nil, err
 	}
