@@ -178,11 +178,19 @@ func TestNoDrive(t *testing.T) {
 	if _, err := startDrive(t.Context(), cfg, d); err == nil || !strings.Contains(err.Error(), "crake drive format") {
 		t.Errorf("a binary that only fails: %v", err)
 	}
-	script := filepath.Join(t.TempDir(), "half")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\n[ \"$2\" = format ] && exit 0\necho 'the device is too wet' >&2\nexit 3\n"), 0o700); err != nil {
-		t.Fatal(err)
+	cfg.bin = filepath.Join(t.TempDir(), "half")
+	write := func(serve string) {
+		if err := os.WriteFile(cfg.bin, []byte("#!/bin/sh\n[ \"$2\" = format ] && exit 0\n"+serve+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
-	cfg.bin = script
+	write("exec sleep 1000")
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := startDrive(ctx, cfg, d); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a drive that never answers: %v", err)
+	}
+	write("echo 'the device is too wet' >&2; exit 3")
 	if _, err := startDrive(t.Context(), cfg, d); err == nil || !strings.Contains(err.Error(), "too wet") {
 		t.Errorf("a drive that does not start: %v", err)
 	}

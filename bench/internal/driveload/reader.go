@@ -101,9 +101,8 @@ func (r *reader) step(ctx context.Context) error {
 func (r *reader) compare(i int, b []byte) {
 	const perStrip = StripBytes / wire.BlockSize
 	strip, block := r.strips[i/perStrip], r.first+i%perStrip
-	r.blocks++
 	var err error
-	if r.blocks%compareEvery == 0 {
+	if r.blocks++; r.blocks%compareEvery == 1 {
 		err = r.s.content.check(b, strip, block)
 	} else {
 		err = checkStamp(b, strip, block)

@@ -76,6 +76,15 @@ func TestErrors(t *testing.T) {
 	if _, err := Run(ctx, core(t), j); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("cancelled: %v", err)
 	}
+	tasks, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range tasks {
+		if pids, _ := os.ReadFile(f); len(pids) > 0 {
+			t.Errorf("processes %s live on", pids)
+		}
+	}
 	j = testJob(t)
 	j.Path += "-not-there"
 	if _, err := Run(t.Context(), core(t), j); err == nil || !strings.Contains(err.Error(), "-not-there") {

@@ -120,22 +120,17 @@ func TestEnd(t *testing.T) {
 	if !p.KilledBy(unix.SIGTERM) || p.KilledBy(unix.SIGKILL) {
 		t.Error("it was not SIGTERM that ended it")
 	}
-	cmd := exec.Command("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done")
-	out, w, err := os.Pipe()
-	if err != nil {
+	p = startReady(t, all[0], "trap 'exit 0' TERM; echo ready; while :; do :; done")
+	if err := p.Pause(); err != nil {
 		t.Fatal(err)
 	}
-	defer out.Close()
-	cmd.Stdout = w
-	p, err = Start(cmd, all[0])
-	_ = w.Close()
-	if err != nil {
-		t.Fatal(err)
+	for state(t, p.PID()) != "T" {
+		time.Sleep(time.Millisecond)
 	}
-	defer func() { _ = p.Kill() }()
-	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil { // the trap is set
-		t.Fatal(err)
+	if err := p.End(10 * time.Second); err != nil {
+		t.Errorf("End of a paused process that obeys: %v", err)
 	}
+	p = startReady(t, all[0], "trap '' TERM; echo ready; while :; do :; done")
 	if err := p.End(50 * time.Millisecond); err == nil {
 		t.Error("End of a process that ignores SIGTERM is no error")
 	}
@@ -152,13 +147,35 @@ func TestEnd(t *testing.T) {
 	}
 }
 
+// startReady starts a shell script and waits for its first line.
+func startReady(t *testing.T, core int, script string) *Process {
+	t.Helper()
+	cmd := exec.Command("sh", "-c", script)
+	out, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd.Stdout = w
+	p, err := Start(cmd, core)
+	_ = w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Kill() })
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 // Claim: CPU counts what a process works, and nothing while it is paused.
 func TestCPU(t *testing.T) {
 	all, err := Cores()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := start(t, all[0], "sh", "-c", "while :; do :; done")
+	p := start(t, all[0], "dd", "if=/dev/zero", "of=/dev/null", "bs=1M", "status=none") // most of its time is the kernel's
 	read := func() time.Duration {
 		d, err := CPU(p.PID())
 		if err != nil {
@@ -183,14 +200,21 @@ func TestCPU(t *testing.T) {
 	if err := p.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	for read() == before {
+	for read() < before+50*time.Millisecond {
 		time.Sleep(time.Millisecond)
 	}
+	if err := p.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	for state(t, p.PID()) != "T" {
+		time.Sleep(time.Millisecond)
+	}
+	last := read()
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if p.Used() < 50*time.Millisecond {
-		t.Errorf("it used %v in all", p.Used())
+	if got := p.Used(); got < last-20*time.Millisecond || got > last+20*time.Millisecond { // the end of a process costs some, too
+		t.Errorf("it used %v by its clock, and %v by its end", last, got)
 	}
 	if _, err := CPU(p.PID()); err == nil {
 		t.Error("a process that has ended has a clock")
