@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -17,6 +16,7 @@ import (
 	"github.com/crakefs/crake/compute/internal/session"
 	"github.com/crakefs/crake/compute/internal/store"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
@@ -37,13 +37,8 @@ type process struct {
 
 	listener *rpc.Listener
 	stopping atomic.Bool
-	kick     chan struct{} // a heartbeat is due at once; capacity 1
-	events   chan *wire.EventReq
-	dropped  atomic.Uint64 // events
-
-	// Of the registration; set before what reads it starts.
-	incarnation wire.Incarnation
-	leaseTime   time.Duration
+	member   *member.Member
+	leaser   leaser // of the goroutine that sends heartbeats
 }
 
 // Run runs a compute process until ctx ends (an orderly stop: nil) or it must not go on: mgmt runs a newer incarnation
@@ -70,10 +65,8 @@ func newProcess(cfg Config) (*process, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	p := &process{
-		cfg: cfg, log: cfg.Log, kick: make(chan struct{}, 1), events: make(chan *wire.EventReq, maxEvents),
-		lease: own.NewLease(own.BootClock),
-	}
+	p := &process{cfg: cfg, log: cfg.Log, lease: own.NewLease(own.BootClock)}
+	p.leaser.p = p
 	var err error
 	if p.arena, err = wire.NewArena(int(cfg.Arena)); err != nil {
 		return nil, fmt.Errorf("arena of %d bytes: %w", cfg.Arena, err)
@@ -85,15 +78,16 @@ func newProcess(cfg Config) (*process, error) {
 	p.router = route.New(route.Config{
 		Self: self, Mgmt: cfg.Mgmt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
 	})
+	p.member = p.newMember(self)
 	p.store = store.New(store.Config{
-		Ask: p.router.Drive, Up: p.router.DriveUp, Map: p.router.Map, Arena: p.arena, Report: p.badStrip, Log: cfg.Log,
+		Ask: p.router.Drive, Up: p.router.DriveUp, Map: p.router.Map, Arena: p.arena, Report: p.member.BadStrip, Log: cfg.Log,
 	})
 	p.sess = session.New(session.Hooks{
 		Cancel: func(s wire.SessionID) { p.owner.CancelSession(s) },
 		Ended:  func(s wire.SessionID) { p.owner.EndSession(s) },
 	})
 	p.owner = own.New(own.Config{
-		Proc: cfg.Proc, Open: p.openBucket, Peer: peer{p}, Log: cfg.Log, Leases: lease.Config{}, Changed: p.beat, Alive: p.sess.Alive,
+		Proc: cfg.Proc, Open: p.openBucket, Peer: peer{p}, Log: cfg.Log, Leases: lease.Config{}, Changed: p.member.Kick, Alive: p.sess.Alive,
 		Deposed: func(err error) bool { return errors.Is(err, wire.KindStaleEpoch) },
 	})
 	p.server = server.New(server.Config{
@@ -133,10 +127,10 @@ func (p *process) run(ctx context.Context) error {
 	})
 	err := p.register(ctx)
 	if err == nil {
-		wg.Go(func() { _ = p.router.Run(inner) }) // these three always give nil
+		wg.Go(func() { _ = p.router.Run(inner) }) // these four always give nil
 		wg.Go(func() { _ = p.store.Run(inner) })
 		wg.Go(func() { _ = p.sess.Run(inner) })
-		wg.Go(func() { p.sendEvents(inner) })
+		wg.Go(func() { _ = p.member.SendEvents(inner) })
 		wg.Go(func() {
 			if err := p.heartbeats(inner); err != nil {
 				failed <- err
@@ -151,7 +145,7 @@ func (p *process) run(ctx context.Context) error {
 		p.stopping.Store(true)
 		p.owner.Close()
 		if err == nil {
-			p.goodbye(inner)
+			p.member.Goodbye(inner)
 		}
 	}
 	stop()

@@ -4,9 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -39,21 +39,7 @@ type Config struct {
 
 // Validate lists all that is wrong.
 func (c *Config) Validate() error {
-	var errs []error
-	if c.Name == "" {
-		errs = append(errs, errors.New("--name is missing"))
-	}
-	if c.Proc == 0 {
-		errs = append(errs, errors.New("--proc is missing"))
-	}
-	if c.Cluster == (wire.ClusterID{}) {
-		errs = append(errs, errors.New("--cluster is missing"))
-	}
-	for _, a := range []struct{ flag, addr string }{{"--mgmt", c.Mgmt}, {"--listen", c.Listen}} {
-		if err := checkAddr(a.addr); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", a.flag, err))
-		}
-	}
+	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen}.Check()
 	if c.Arena != 0 && c.Arena < 2*wire.MaxDataBytes {
 		errs = append(errs, fmt.Errorf("--arena %d: at least %d bytes, two requests of the largest size", c.Arena, 2*wire.MaxDataBytes))
 	}
@@ -61,14 +47,6 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("--memory %d: at least %d bytes", c.Memory, minMemoryBytes))
 	}
 	return errors.Join(errs...)
-}
-
-func checkAddr(a string) error {
-	kind, rest, ok := strings.Cut(a, ":")
-	if !ok || rest == "" || kind != "unix" && kind != "tcp" && kind != "mem" {
-		return fmt.Errorf("address %q: use unix:/path or tcp:host:port", a)
-	}
-	return nil
 }
 
 // memory tells how Memory is split: the block cache of all databases, and the largest memtable when this process has so

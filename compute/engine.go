@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/crakefs/crake/compute/internal/logfs"
 	"github.com/crakefs/crake/compute/internal/meta"
@@ -102,5 +103,14 @@ func (p *process) collectLeaks(ctx context.Context, data *store.Bucket, db *meta
 		}
 		p.log.Info("leaked strips were not all looked for", "bucket", data.ID(), "err", err)
 		sleep(ctx, leakRetry)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
 	}
 }

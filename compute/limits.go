@@ -10,23 +10,8 @@ const (
 	defaultMemoryBytes = 256 << 20
 	// minMemoryBytes is the least that works.
 	minMemoryBytes = 32 << 20
-	// heartbeatEvery is the pause between heartbeats; a change of a bucket's state sends one at once.
-	heartbeatEvery = 500 * time.Millisecond
-	// heartbeatTimeout bounds one heartbeat; the next is sent then.
+	// heartbeatTimeout bounds one heartbeat: the next must have its chance before half of the lease time is over.
 	heartbeatTimeout = time.Second
-	// heartbeatRetry is the pause after one that failed.
-	heartbeatRetry = 100 * time.Millisecond
-	// heartbeatGap is the least pause between two, so that many buckets that open at once share one.
-	heartbeatGap = 5 * time.Millisecond
-	// registerRetryMin and registerRetryMax bound the pause between attempts to register.
-	registerRetryMin = 50 * time.Millisecond
-	registerRetryMax = time.Second
-	// goodbyeTimeout bounds the last message of an orderly stop.
-	goodbyeTimeout = time.Second
-	// maxEvents bounds the events that wait to be sent to mgmt; more are dropped, and counted in the log.
-	maxEvents = 64
-	// eventTimeout bounds the sending of one.
-	eventTimeout = 5 * time.Second
 	// minMemTable and maxMemTable bound the memtable of one bucket.
 	minMemTable = 256 << 10
 	maxMemTable = 4 << 20

@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 
 	"github.com/crakefs/crake/drive/internal/blockio"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -49,23 +49,8 @@ type Device struct {
 
 // Validate lists all that is wrong.
 func (c *Config) Validate() error {
-	var errs []error
+	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen}.Check()
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if c.Name == "" {
-		add("--name is missing")
-	}
-	if c.Proc == 0 {
-		add("--proc is missing")
-	}
-	if c.Cluster == (wire.ClusterID{}) {
-		add("--cluster is missing")
-	}
-	for _, a := range []struct{ flag, addr string }{{"--mgmt", c.Mgmt}, {"--listen", c.Listen}} {
-		kind, rest, ok := strings.Cut(a.addr, ":")
-		if !ok || rest == "" || kind != "unix" && kind != "tcp" && kind != "mem" {
-			add("%s: address %q: use unix:/path or tcp:host:port", a.flag, a.addr)
-		}
-	}
 	if len(c.Devices) == 0 || len(c.Devices) > maxDevices {
 		add("--device: %d devices, want 1 to %d", len(c.Devices), maxDevices)
 	}

@@ -41,7 +41,7 @@ func (p *process) deviceFailed(ctx context.Context) error {
 		info := s.Device().Info()
 		if st := s.Stat(); st.Fault != "" {
 			// The last word, so that the drive is failed and its process not started again.
-			if herr := p.heartbeat(ctx); herr != nil {
+			if herr := p.member.Heartbeat(ctx); herr != nil {
 				p.log.Warn("mgmt did not hear of a fault", "drive", st.Drive, "fault", st.Fault, "err", herr)
 			}
 		}
@@ -53,8 +53,7 @@ func (p *process) deviceFailed(ctx context.Context) error {
 
 // openFailed tells mgmt that a device cannot be opened, and why. The process has not begun to speak with mgmt yet.
 func (p *process) openFailed(d Device, err error) {
-	self := rpc.Self{Cluster: p.cfg.Cluster, Role: wire.RoleDrive, Proc: p.cfg.Proc, Version: p.cfg.Version}
-	pool := rpc.NewPool(rpc.Options{Self: self, Arena: p.arena, Net: p.cfg.Net, Log: p.log})
+	pool := rpc.NewPool(rpc.Options{Self: p.self(), Arena: p.arena, Net: p.cfg.Net, Log: p.log})
 	defer pool.Close()
 	p.reportTrouble(context.Background(), pool, d.ID, fmt.Errorf("it cannot be opened: %w", err))
 }
@@ -62,7 +61,7 @@ func (p *process) openFailed(d Device, err error) {
 // reportTrouble tells mgmt that this run ends because of a device. It tries once: if mgmt does not answer, the next run will
 // have the same to say.
 func (p *process) reportTrouble(ctx context.Context, pool *rpc.Pool, id wire.DriveID, cause error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), heartbeatTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), troubleTimeout)
 	defer cancel()
 	req := &wire.DriveTroubleReq{Proc: p.cfg.Proc, PID: uint32(os.Getpid()), Drive: id, Text: cause.Error()}
 	c, err := pool.Get(ctx, []string{p.cfg.Mgmt})

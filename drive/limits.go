@@ -17,19 +17,11 @@ const (
 	minArenaBytes = 4 * wire.MaxDataBytes
 	// maxHandlers bounds the requests that one connection works on at once; the store bounds the IO.
 	maxHandlers = 256
-	// maxEvents bounds the events that wait for mgmt; beyond, events are dropped and counted.
-	maxEvents = 64
-	// heartbeatEvery is what all processes agree on; heartbeatTimeout ends one that mgmt does not answer.
-	heartbeatEvery   = 500 * time.Millisecond
-	heartbeatTimeout = 2 * time.Second
-	// registerRetryMin and registerRetryMax: mgmt starts at about the same time.
-	registerRetryMin = 20 * time.Millisecond
-	registerRetryMax = time.Second
+	// troubleTimeout bounds a report of what makes the process end.
+	troubleTimeout = 2 * time.Second
 	// placeEvery is how often a device is looked for at its path; placeMisses is how many looks in a row must fail.
 	placeEvery  = time.Second
 	placeMisses = 10
-	// goodbyeTimeout: a goodbye is a courtesy.
-	goodbyeTimeout = time.Second
 	// ioProcessors is the least GOMAXPROCS of a process whose devices block; see spread.
 	ioProcessors = 4
 	// trimEvery is how often arena memory that is not needed goes back to the system.

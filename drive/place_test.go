@@ -151,6 +151,7 @@ func failingProcess(t *testing.T, net *rpc.Mem, fault string) (*process, *blocki
 		monitor.Fail(fault)
 	}
 	p := &process{cfg: Config{Proc: 5, Mgmt: "mem:mgmt"}, log: log, arena: arena, stores: []*store.Store{s}, health: []*health.Monitor{monitor}}
+	p.member = p.newMember()
 	p.pool = rpc.NewPool(rpc.Options{Self: rpc.Self{Cluster: wire.ClusterID{1}, Role: wire.RoleDrive, Proc: 5}, Net: net, Log: log})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

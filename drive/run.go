@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/crakefs/crake/drive/internal/blockio"
@@ -15,6 +14,7 @@ import (
 	"github.com/crakefs/crake/drive/internal/server"
 	"github.com/crakefs/crake/drive/internal/store"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -29,10 +29,7 @@ type process struct {
 	health []*health.Monitor // of the device of the store of the same index
 	pool   *rpc.Pool         // to mgmt
 	addrs  []string          // where we listen
-
-	incarnation wire.Incarnation // after register
-	events      chan *wire.EventReq
-	dropped     atomic.Uint64 // events
+	member *member.Member
 }
 
 // Run serves the devices until ctx ends (nil), mgmt says that a newer run of the process exists (KindStaleSession or KindRefused),
@@ -42,10 +39,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if verr := cfg.Validate(); verr != nil {
 		return wire.E("drive.run", wire.KindInvalid, cfg.Name, verr)
 	}
-	p := &process{cfg: cfg, log: cfg.Log, events: make(chan *wire.EventReq, maxEvents)}
+	p := &process{cfg: cfg, log: cfg.Log}
 	if p.log == nil {
 		p.log = slog.Default()
 	}
+	p.member = p.newMember()
 	if p.cfg.Arena == 0 {
 		p.cfg.Arena = defaultArenaBytes
 	}
@@ -59,6 +57,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer func() { err = errors.Join(err, p.closeDevices(), p.engine.Close()) }()
 	for _, d := range cfg.Devices {
 		if err := p.open(d); err != nil {
+			p.openFailed(d, err)
 			return err
 		}
 	}
@@ -96,7 +95,7 @@ func (p *process) open(d Device) error {
 	began := time.Now()
 	monitor := health.New(nil)
 	s, err := store.Open(dev, store.Config{
-		Cluster: p.cfg.Cluster, Drive: d.ID, Arena: p.arena, Log: p.log, VerifyRate: p.cfg.VerifyRate, OnEvent: p.event, Health: monitor,
+		Cluster: p.cfg.Cluster, Drive: d.ID, Arena: p.arena, Log: p.log, VerifyRate: p.cfg.VerifyRate, OnEvent: p.member.Event, Health: monitor,
 	})
 	if err != nil {
 		return errors.Join(err, dev.Close())
@@ -112,7 +111,7 @@ func (p *process) open(d Device) error {
 
 // serve listens, registers and answers until ctx ends or something fails.
 func (p *process) serve(ctx context.Context) error {
-	self := rpc.Self{Cluster: p.cfg.Cluster, Role: wire.RoleDrive, Proc: p.cfg.Proc, Version: p.cfg.Version}
+	self := p.self()
 	h := server.New(p.stores)
 	l, err := rpc.Listen(p.cfg.Listen, rpc.Options{
 		Self: self, Arena: p.arena, Handler: h.Handle, Start: h.Start, Kick: h.Kick, MaxHandlers: maxHandlers, Net: p.cfg.Net, Log: p.log,
@@ -143,13 +142,14 @@ func (p *process) serve(ctx context.Context) error {
 		})
 	}
 	task(l.Serve)
-	task(p.member)
-	task(p.sendEvents)
+	task(p.live)
+	task(p.member.SendEvents)
+	task(p.watchDevices)
 	task(p.trim)
 	tasks.Wait()
 	stopStores()
 	stores.Wait()
-	p.goodbye()
+	p.member.Goodbye(context.Background())
 	errs := storeErrs
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		errs = append([]error{cause}, errs...)

@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"strings"
 
 	"github.com/crakefs/crake/frontend/internal/core"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -44,25 +44,10 @@ type Config struct {
 
 // Validate lists all that is wrong.
 func (c *Config) Validate() error {
-	var errs []error
+	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen}.Check()
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if c.Name == "" {
-		add("--name is missing")
-	}
-	if c.Proc == 0 {
-		add("--proc is missing")
-	}
-	if c.Cluster == (wire.ClusterID{}) {
-		add("--cluster is missing")
-	}
 	if c.FS == "" {
 		add("--fs is missing")
-	}
-	for _, a := range []struct{ flag, addr string }{{"--mgmt", c.Mgmt}, {"--listen", c.Listen}} {
-		kind, rest, ok := strings.Cut(a.addr, ":")
-		if !ok || rest == "" || kind != "unix" && kind != "tcp" && kind != "mem" {
-			add("%s: address %q: use unix:/path or tcp:host:port", a.flag, a.addr)
-		}
 	}
 	for _, b := range []struct {
 		flag  string

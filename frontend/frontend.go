@@ -45,7 +45,7 @@ func Run(ctx context.Context, cfg Config) error {
 func source(fs string) string { return "crake/" + fs }
 
 // serve mounts, and serves until the end.
-func (m *member) serve(ctx context.Context, point string) error {
+func (m *frontend) serve(ctx context.Context, point string) error {
 	log := m.cfg.Log
 	fs := fusefs.New(m.fs)
 	served, err := fs.Mount(point, source(m.cfg.FS), log)
@@ -55,7 +55,7 @@ func (m *member) serve(ctx context.Context, point string) error {
 	drop := fs.DropPages
 	m.dropPages.Store(&drop)
 	m.ready.Store(true)
-	log.Info("mounted", "fs", m.cfg.FS, "mount", point, "session", m.session)
+	log.Info("mounted", "fs", m.cfg.FS, "mount", point, "session", m.member.Session())
 
 	var cause error
 	select {
@@ -71,7 +71,7 @@ func (m *member) serve(ctx context.Context, point string) error {
 
 // unmount makes durable what can be, takes the mount away and waits for the last requests. sync is false when the session is over:
 // then the cluster takes nothing any more.
-func (m *member) unmount(point string, served <-chan struct{}, sync bool) error {
+func (m *frontend) unmount(point string, served <-chan struct{}, sync bool) error {
 	var errs []error
 	flush := func() {
 		if !sync {

@@ -11,16 +11,6 @@ const (
 	// the kernel's next request keep theirs until sysmon takes it away, 20 us or more later; with a spare one an answer from
 	// a compute or drive does not wait for that.
 	processorsPerCore = 2
-	// maxEvents bounds the events that wait for mgmt; beyond, events are dropped and counted.
-	maxEvents = 64
-	// heartbeatEvery is what all processes agree on; heartbeatTimeout ends one that mgmt does not answer.
-	heartbeatEvery   = 500 * time.Millisecond
-	heartbeatTimeout = 2 * time.Second
-	// registerRetryMin and registerRetryMax: mgmt starts at about the same time.
-	registerRetryMin = 20 * time.Millisecond
-	registerRetryMax = time.Second
-	// goodbyeTimeout: a goodbye is a courtesy.
-	goodbyeTimeout = time.Second
 	// fsWait is how long the filesystem may be missing in the map when the process starts.
 	fsWait = 5 * time.Second
 	// syncTimeout bounds the flush at the end; mgmt kills after 60 s.
