@@ -29,6 +29,14 @@ func NewWindow(read ReadRun, runs []format.Run, end uint64) *Window {
 	return w
 }
 
+// Reset begins with another strip or segment, in the same memory if it is enough. Preconditions: as of NewWindow.
+func (w *Window) Reset(read ReadRun, runs []format.Run, end uint64) {
+	if n := int(min(windowBytes, end)); n > len(w.buf) {
+		w.buf = blockio.AlignedBytes(n)
+	}
+	w.reset(read, runs, end)
+}
+
 // reset begins with another strip or segment, in the same memory.
 func (w *Window) reset(read ReadRun, runs []format.Run, end uint64) {
 	w.read, w.runs, w.End, w.start, w.n = read, runs, end, 0, 0

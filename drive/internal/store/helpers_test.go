@@ -50,11 +50,15 @@ type running struct {
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-func start(t testing.TB, dev blockio.Device, arena *wire.Arena) (*running, error) {
+// start opens and runs a store; tune may change it in between.
+func start(t testing.TB, dev blockio.Device, arena *wire.Arena, tune ...func(s *Store)) (*running, error) {
 	t.Helper()
 	s, err := Open(dev, Config{Arena: arena, Log: quiet()})
 	if err != nil {
 		return nil, err
+	}
+	for _, f := range tune {
+		f(s)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -363,6 +363,7 @@ type history struct {
 	image    []byte
 	alive    *blockio.CrashDevice // instead of image: the device survived the last process
 	volatile bool
+	tune     []func(s *Store) // of each store
 }
 
 // device gives the device as the last run left it.
@@ -397,7 +398,7 @@ func (h *history) open(name string) (*running, *blockio.CrashDevice) {
 	for range h.rng.IntN(3) {
 		dev := h.device()
 		dev.CrashAfter(1 + h.rng.IntN(4))
-		r, err := start(h.t, dev, h.arena)
+		r, err := start(h.t, dev, h.arena, h.tune...)
 		if err != nil && !dev.Crashed() {
 			h.t.Fatalf("%s: open: %v", name, err)
 		}
@@ -407,7 +408,7 @@ func (h *history) open(name string) (*running, *blockio.CrashDevice) {
 		}
 	}
 	dev := h.device()
-	r, err := start(h.t, dev, h.arena)
+	r, err := start(h.t, dev, h.arena, h.tune...)
 	if err != nil {
 		h.t.Fatalf("%s: open: %v", name, err)
 	}

@@ -130,6 +130,7 @@ func (s *Store) maxRecordBytes() int64 {
 func (s *Store) freeNow(runs []format.Run) {
 	for _, r := range runs {
 		s.alloc.Free(r)
+		s.discards.noteFreed(r)
 	}
 }
 

@@ -28,6 +28,11 @@ type Config struct {
 	OnEvent func(severity uint8, kind, text string)
 	// VerifyRate bounds Verify, in bytes a second; 0 is DefaultVerifyRate.
 	VerifyRate int
+	// ScrubRate is what the drive's own scrub reads, in bytes a second; 0: as much as one pass a week takes, and at least 1 MiB;
+	// negative: there is none.
+	ScrubRate int
+	// NoDiscard keeps the drive from telling the device what is free.
+	NoDiscard bool
 	// Health is told of every IO; nil: nobody is.
 	Health *health.Monitor
 }
@@ -53,8 +58,12 @@ type Store struct {
 	// counters since the start.
 	reads, readBytes, writes, writeBytes, errors atomic.Uint64
 
+	scrub     scrub
+	corrupted corrupted
+	discards  discards
+
 	events  eventLimiter
-	verify  pacer
+	verify  verifies
 	checkMu sync.Mutex // held by a checkpoint; guards area and checkSeq
 	area    int        // of the newest checkpoint
 	seq     uint64     // of the newest checkpoint
@@ -77,7 +86,7 @@ type Store struct {
 func newStore(dev blockio.Device, sb *format.Superblock, cfg Config) *Store {
 	s := &Store{
 		sb: sb, cfg: cfg, log: cfg.Log, gate: sched.New(sched.DefaultLimits()),
-		reserve: min(sb.DataBlocks()/reserveShare, maxReserveBytes/format.BlockSize),
+		reserve: ReserveBlocks(sb),
 		seen:    map[wire.BucketID]wire.Epoch{}, fenced: map[wire.BucketID]wire.Epoch{},
 		busy: map[wire.StripID]*op{}, ops: map[*op]struct{}{}, current: &period{},
 	}
@@ -251,9 +260,13 @@ func (s *Store) ioFailed(what string, err error) {
 }
 
 func (s *Store) event(severity uint8, kind, text string) {
-	if !s.events.admit(kind) {
-		return
+	if s.events.admit(kind) {
+		s.tell(severity, kind, text)
 	}
+}
+
+// tell is event without a limit.
+func (s *Store) tell(severity uint8, kind, text string) {
 	s.log.Warn("drive event", "drive", s.sb.Drive, "type", kind, "text", text)
 	if s.cfg.OnEvent != nil {
 		s.cfg.OnEvent(severity, kind, text)
@@ -288,6 +301,7 @@ func (s *Store) Stat() wire.DriveStatResp {
 		st.FreeBytes = (free - s.reserve) * format.BlockSize
 	}
 	st.Strips = uint64(s.idx.Len())
+	s.fillStat(&st)
 	return st
 }
 
