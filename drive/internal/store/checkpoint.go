@@ -20,6 +20,7 @@ func (s *Store) Run(ctx context.Context) error {
 		s.journal.run()
 	}()
 	ctx, stop := context.WithCancel(ctx)
+	defer s.background(ctx)()
 	defer stop()
 	drained := make(chan struct{})
 	go func() {
