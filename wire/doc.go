@@ -10,9 +10,11 @@
 //  3. rpc.Conn.Do takes a share of the peer's window, encodes header and meta into one small buffer and writes it together with
 //     the Bufs by one writev, usually from the caller's own goroutine.
 //  4. The peer's reading goroutine checks the header, then meta; the data lands in a Buf of the peer's arena, page-aligned. What was
-//     read along with the header (512 bytes at most while data flows) is copied there; nothing else is, on either side.
-//  5. A handler's goroutine decodes meta, does the work, and gives back a message and Data; the answer goes the same way back, and is
-//     decoded into the caller's struct by its reading goroutine.
+//     read along with the header is copied there: sections of up to 16 KiB, of which one system call brings many, and of a longer one
+//     512 bytes, or, if it follows short ones, what the read buffer holds of it. Nothing else is copied, on either side.
+//  5. A handler's goroutine decodes meta, does the work, and gives back a message and Data (or rpc.Options.Start begins the work without
+//     a goroutine, and Request.Answer ends it); the answer goes the same way back, and is decoded into the caller's struct by its
+//     reading goroutine.
 //
 // # Who owns what
 //
@@ -23,7 +25,8 @@
 // lends the data of its request and owns that of the answer.
 //
 // Lock order: Router.setMu, then Router.mu; nothing under Router.mu. In rpc.Conn no lock is held while another is taken, but for
-// Arena.mu, the innermost of all, under writer.mu. In Mem: memPipe.mu, then memNet.mu.
+// Arena.mu, the innermost of all, under writer.mu and serveMu, and the mutex of a request's ctx under serveMu. In Mem: memPipe.mu,
+// then memNet.mu.
 //
 // # How it fails, and the test for each
 //
@@ -32,7 +35,12 @@
 //   - A peer sends nonsense: disconnected, logged once, bounded memory (rpc: TestHostileFrames, TestHostileHandshake,
 //     TestHandshakeFlood, FuzzFrames, FuzzHello; wire: FuzzMessages, FuzzHeader, FuzzSegRecord, TestMessagesFalseCounts).
 //   - A peer of another cluster or version: refused, and told why (rpc: TestHandshakeVerdict, TestHandshakeRefused).
-//   - A peer reads slowly or asks too much: bounded by windows and backlog (rpc: TestSlowReader, TestWindow).
+//   - A peer reads slowly or asks too much: bounded by windows and backlog (rpc: TestSlowReader, TestWindow,
+//     TestTakenBacklog, TestTakenWindow).
+//   - A connection ends, or an asker gives up, while requests are worked on without a goroutine: it waits for their answers, which have
+//     no effect (rpc: TestTakenConnectionEnds, TestTakenPeerDies, TestTakenContext); two answers to one are a panic (TestAnswerTwice).
+//   - What is held back to leave together is held by a peer that is slow: it is not (rpc: TestTakenBeforeHalfAFrame,
+//     TestTakenHoldTheArena).
 //   - The arena is exhausted: waits in order, by shares, never for ever (TestArenaShares, TestArenaWaitersInOrder;
 //     rpc: TestArenaExhausted).
 //   - The owner of a bucket moves or is away: asked again, with the newest map (route: TestBucketMoves, TestBucketGivesUp).

@@ -312,6 +312,8 @@ func benchPair(b *testing.B, mode string, load pairLoad, depth int) {
 		defer data.Release()
 	}
 	req := &wire.ReadReq{Ranges: []wire.ReadRange{{Len: uint32(load.in)}}}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour) // one for all: a call without a deadline sets a timer each
+	defer cancel()
 	round := func(n int) {
 		var wg sync.WaitGroup
 		for g := range depth {
@@ -319,7 +321,7 @@ func benchPair(b *testing.B, mode string, load pairLoad, depth int) {
 				var resp wire.ReadResp
 				call := Call{Method: pairAnswer, Req: req, Resp: &resp, Data: data}
 				for i := g; i < n; i += depth {
-					if err := c.Do(context.Background(), &call); err != nil || call.RespData.Len() != load.in {
+					if err := c.Do(ctx, &call); err != nil || call.RespData.Len() != load.in {
 						b.Error(err, call.RespData.Len())
 						return
 					}

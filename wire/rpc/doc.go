@@ -12,8 +12,10 @@
 //  3. The peer's reader (read.go) takes header and meta, verifies the checksum, lands the data in the arena (of the peer's process) and
 //     gives the request to a handler (serve.go): an idle goroutine, a new one, or, at MaxHandlers or with 8 MiB of answers unsent, the
 //     queue. The queue is bounded by the window that the peer was told, so the reader never waits for a handler, and answers
-//     behind a request always get through.
-//  4. The handler's answer goes through the writer of that side. The asker's reader finds the call by its id, lands the data, decodes meta
+//     behind a request always get through. Where Options.Start is set, a request is offered to that first, in the reading goroutine:
+//     if it takes it, there is no handler, and Request.Answer ends it (taken.go). What comes by one read is kicked together, and what is
+//     answered meanwhile leaves by one write.
+//  4. The answer goes through the writer of that side. The asker's reader finds the call by its id, lands the data, decodes meta
 //     into Call.Resp and wakes the caller.
 //
 // A call that is given up stays registered, with its share of the window, until the peer answers: so the bound of the peer holds
@@ -30,8 +32,8 @@
 // Conn: read, writer.run, watch, finish (waits for the others and calls OnClose), handlers. They start with the connection and end
 // with it: Close, the end of Listener.Serve, Pool.Close. Pool: one for each dial under way. Listener: one for each connection.
 //
-// Lock order: see Conn. Reading order: rpc.go, handshake.go, conn.go, call.go, window.go, writer.go, read.go, serve.go, reqctx.go,
-// stream.go, dial.go, listen.go, pool.go, mem.go, limits.go.
+// Lock order: see Conn. Reading order: rpc.go, handshake.go, conn.go, call.go, window.go, writer.go, read.go, serve.go, taken.go,
+// reqctx.go, stream.go, dial.go, listen.go, pool.go, mem.go, limits.go.
 //
 // How it fails, and the test for each, stands in the documentation of package wire.
 package rpc

@@ -56,6 +56,9 @@ const (
 	// batchBytes bounds what is written by one system call (the first frame goes whatever its length), so that a small
 	// frame waits behind at most this much data.
 	batchBytes = 1 << 20
+	// rawCallBytes is the most that a system call may move of which the runtime is not told: it copies for some 50 us, and for so long
+	// nothing else runs on its scheduler processor and no collection of garbage can begin.
+	rawCallBytes = 256 << 10
 	// batchParts bounds the parts of one system call; Linux takes 1024 (IOV_MAX).
 	batchParts = 512
 	// maxBacklogBytes is the data waiting to be sent at which no further handler is started on the connection: a peer

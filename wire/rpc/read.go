@@ -6,6 +6,7 @@ import (
 	"io"
 	"runtime"
 	"slices"
+	"time"
 
 	"github.com/crakefs/crake/wire"
 )
@@ -22,6 +23,8 @@ type reader struct {
 	vec   [][]byte // for readv
 	parts [][]byte // what fullParts fills
 	far   int      // how much is read at once into buf
+
+	now time.Time // when what is in buf was read; zero: not looked yet. The clock costs as much as a lock or two
 
 	// of the burst under way; see taken.go
 	started int  // requests that Start has taken since the last settle
@@ -77,6 +80,7 @@ func (rd *reader) readv() (int, error) {
 	rd.settle()
 	got, err := rd.c.s.readv(rd.vec)
 	clear(rd.vec)
+	rd.now = time.Time{}
 	return got, err
 }
 
@@ -270,7 +274,10 @@ func (rd *reader) room(n int, use wire.Use) (wire.Data, error) {
 
 // request takes a request: meta to memory that stays until the handler has returned, data to the arena.
 func (rd *reader) request(h wire.Header) error {
-	r := rd.c.newServed(h)
+	if rd.now.IsZero() {
+		rd.now = time.Now()
+	}
+	r := rd.c.newServed(h, rd.now)
 	lack, err := rd.requestMeta(r)
 	if err != nil {
 		r.free()

@@ -25,10 +25,10 @@ type Handler func(ctx context.Context, req *Request) (resp wire.Message, data wi
 type Request struct {
 	Conn   *Conn       // asked on; a handler may ask back on it
 	Header wire.Header // as sent: method, epoch, generation, trace
-	Meta   []byte      // encoded message; valid until the handler returns
-	Data   wire.Data   // the handler owns it
+	Meta   []byte      // encoded message; valid until the handler returns, or Answer
+	Data   wire.Data   // the handler owns it, or who took the request
 
-	books *served
+	books *served // what it is a part of
 }
 
 // Options configure connections and listeners. Zero values mean the defaults.
@@ -38,16 +38,17 @@ type Options struct {
 	Handler Handler     // nil: every request of the peer is refused
 	// Start, if not nil, is offered each request before Handler, in the connection's reading goroutine; so it must not block.
 	// True: it has taken the request (and its Data) and will call req.Answer exactly once, at once or later, from any
-	// goroutine; req and req.Meta are valid until then. False: it has done nothing, and Handler gets the request.
-	// MaxHandlers does not count such requests; the peer's window bounds them. Not offered while the answers of the connection back up.
+	// goroutine; ctx, req and req.Meta are valid until then, and the connection is not over before. False: it has done nothing, and
+	// Handler gets the request. MaxHandlers does not count what is taken; the peer's window bounds it. Not offered while the answers
+	// of the connection back up. A ctx whose Done is not asked for costs nothing.
 	Start func(ctx context.Context, req *Request) bool
 	// Kick, if not nil, is called in the reading goroutine after Start has taken requests and no further frame is at hand:
-	// what Start has queued should begin now.
+	// what Start has queued should begin now. It must not block. It may be called while calls of other connections' Start are under way.
 	Kick        func()
 	AnyCluster  bool // accept peers of no cluster (mgmt does, from tools)
 	MaxHandlers int  // handlers at once on one connection; default 256
 	DialTimeout time.Duration
-	// OnClose is called once when a connection has ended, after the last handler returned.
+	// OnClose is called once when a connection has ended, after the last handler returned and all that Start took is answered.
 	OnClose func(c *Conn, err error)
 	// Generation is called for each frame sent, to fill the header; nil is 0.
 	Generation func() wire.Generation

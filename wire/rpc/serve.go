@@ -237,8 +237,8 @@ func (c *Conn) stopServing() {
 	c.handlers.Wait()
 }
 
-// newServed makes the books of a request.
-func (c *Conn) newServed(h wire.Header) *served {
+// newServed makes the books of a request that has arrived now.
+func (c *Conn) newServed(h wire.Header, now time.Time) *served {
 	var r *served
 	if c.o.Start != nil {
 		c.serveMu.Lock()
@@ -253,7 +253,7 @@ func (c *Conn) newServed(h wire.Header) *served {
 	r.req = Request{Conn: c, Header: h, books: r}
 	r.bytes = int(h.DataBytes)
 	if h.DeadlineMs != 0 {
-		r.ctx.deadline = time.Now().Add(time.Duration(h.DeadlineMs) * time.Millisecond)
+		r.ctx.deadline = now.Add(time.Duration(h.DeadlineMs) * time.Millisecond)
 	}
 	return r
 }

@@ -602,7 +602,7 @@ func TestAnswerTwice(t *testing.T) {
 		r.Answer(nil, nil, nil)
 		return false
 	}
-	r := c.newServed(wire.Header{Kind: wire.FrameRequest, ID: 1 << 60})
+	r := c.newServed(wire.Header{Kind: wire.FrameRequest, ID: 1 << 60}, time.Now())
 	if !panics(func() { _ = rd.offer(r) }) {
 		t.Error("no panic at a Start that answers and does not take")
 	}
