@@ -10,6 +10,8 @@
 //  3. e2e: what a person would try, as tests against the command lines: real source trees, fio, kill -9 of every role,
 //     flipped bytes in a drive, hostile peers, bad input, a POSIX table with a local directory as oracle, a model fuzz.
 //  4. speed: `make bench`, the figures of BENCHMARKS.md.
+//  5. drivespeed: `make bench-drive`, one drive against fio on the same device; with internal/driveload (requests to a drive, and
+//     the comparison of what it gives), internal/fio and internal/pinned (processes on one core each, that never outlive us).
 //
 // # Who owns what
 //

@@ -19,13 +19,14 @@ const (
 	deviceRAM  = "ram"
 )
 
-// device is a file or block device that Crake and fio share: the first half is a drive, the second is fio's. So both have the same
-// device and, of a file, the same inode. It has been written in full before: a filesystem keeps blocks that were only reserved
+// device is a file or block device that Crake and fio share: the first half is a drive, the second is for fio to write to. So both have
+// the same device and, of a file, the same inode. It has been written in full before: a filesystem keeps blocks that were only reserved
 // apart, and the first write to each would pay for that.
 type device struct {
 	name   string
 	path   string // what the drive and fio open
 	half   int64  // bytes
+	data   int64  // where the drive's data begins
 	direct bool   // O_DIRECT works
 	dir    string // removed by close
 	loop   *loopDevice

@@ -290,9 +290,9 @@ func TestCheckParent(t *testing.T) {
 	}
 }
 
-// Claim: fio keeps to the second half of the device, writes to its second half, and does as many things at once as the drive is asked.
+// Claim: fio reads where the drive's data lies, writes to the half that is not the drive's, and does as many things at once as the drive is asked.
 func TestFioJob(t *testing.T) {
-	d := &device{path: "x", half: 1 << 30, direct: true, flush: true}
+	d := &device{path: "x", half: 1 << 30, data: 3 << 20, direct: true, flush: true}
 	for _, c := range []struct {
 		j       job
 		engine  fioEngine
@@ -301,11 +301,11 @@ func TestFioJob(t *testing.T) {
 		d, thr  int
 		flushes bool
 	}{
-		{job{driveload.Read4K, 32}, ioUring, "randread", 1 << 30, 32, 1, false},
-		{job{driveload.Read4K, 32}, psync, "randread", 1 << 30, 1, 32, false},
-		{job{driveload.Append, 8}, ioUring, "write", 3 << 29, 1, 8, true},
-		{job{driveload.Put, 1}, ioUring, "write", 3 << 29, 1, 1, true},
-		{job{driveload.Read1M, 4}, ioUring, "read", 1 << 30, 4, 1, false},
+		{job{driveload.Read4K, 32}, ioUring, "randread", 3 << 20, 32, 1, false},
+		{job{driveload.Read4K, 32}, psync, "randread", 3 << 20, 1, 32, false},
+		{job{driveload.Append, 8}, ioUring, "write", 1 << 30, 1, 8, true},
+		{job{driveload.Put, 1}, ioUring, "write", 1 << 30, 1, 1, true},
+		{job{driveload.Read1M, 4}, ioUring, "read", 3 << 20, 4, 1, false},
 	} {
 		f := c.j.fioJob(d, c.engine, time.Second)
 		if f.RW != c.rw || f.Offset != c.off || f.Depth != c.d || f.Threads != c.thr || f.Flush != c.flushes || f.SizeBytes != 1<<29 ||

@@ -85,6 +85,7 @@ func (r *runner) device(ctx context.Context, name string) (err error) {
 			return err
 		}
 		d.engine, d.flushPolicy, d.flush = st.Engine, st.Flush, st.Flush == "fdatasync"
+		d.data = (d.half - int64(st.SizeBytes)) &^ (1<<20 - 1) // a drive has its data at the end, and puts strips there in order
 		r.rep.addDevice(d)
 		r.say("%s: putting %d MiB of strips", name, r.cfg.size>>20)
 		if err := s.Prepare(ctx); err != nil {
