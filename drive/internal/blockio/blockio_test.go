@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -14,7 +15,7 @@ import (
 	"github.com/crakefs/crake/wire"
 )
 
-func makeFile(t *testing.T, dir string, size int64) string {
+func makeFile(t testing.TB, dir string, size int64) string {
 	t.Helper()
 	path := filepath.Join(dir, "device")
 	f, err := os.Create(path)
@@ -177,7 +178,7 @@ func loopDevice(t *testing.T, file string) string {
 		if err != nil {
 			t.Skipf("no loop devices here: %v", err)
 		}
-		path := "/dev/loop" + itoa(n)
+		path := "/dev/loop" + strconv.Itoa(n)
 		l, err := os.OpenFile(path, os.O_RDWR, 0)
 		if err != nil {
 			t.Skipf("no loop devices here: %v", err)
@@ -194,13 +195,6 @@ func loopDevice(t *testing.T, file string) string {
 	}
 	t.Skip("no free loop device")
 	return ""
-}
-
-func itoa(n int) string {
-	if n < 10 {
-		return string(rune('0' + n))
-	}
-	return itoa(n/10) + itoa(n%10)
 }
 
 // TestBlockDevice: a real block device, opened exclusively.
@@ -297,5 +291,118 @@ func TestCrashLoses(t *testing.T) {
 	d.CrashAfter(1)
 	if err := d.WriteAt(one, 0); err == nil || !d.Crashed() || d.ReadAt(one, 0) == nil {
 		t.Error("a crashed device works on")
+	}
+}
+
+// TestCrashDiscards: what was discarded reads as noise; after a crash the old bytes may be back, and nothing else is touched.
+func TestCrashDiscards(t *testing.T) {
+	rng := rand.New(rand.NewPCG(8, 9))
+	one := bytes.Repeat([]byte{1}, Align)
+	for _, volatile := range []bool{true, false} {
+		d := NewCrashDevice(bytes.Repeat([]byte{1}, 8*Align), volatile)
+		if err := d.Discard(2*Align, 2*Align); err != nil {
+			t.Fatal(err)
+		}
+		b := AlignedBytes(Align)
+		for i := range int64(8) {
+			if err := d.ReadAt(b, i*Align); err != nil || bytes.Equal(b, one) == (i == 2 || i == 3) {
+				t.Errorf("block %d: %v", i, err)
+			}
+		}
+		old := 0
+		for range 100 {
+			img := d.Crash(rng)
+			if !bytes.Equal(img[:2*Align], bytes.Repeat(one, 2)) || !bytes.Equal(img[4*Align:], bytes.Repeat(one, 4)) {
+				t.Fatal("a discard touches its neighbours")
+			}
+			if bytes.Equal(img[2*Align:3*Align], one) {
+				old++
+			}
+		}
+		if volatile == (old == 0 || old == 100) {
+			t.Errorf("volatile %v: the old bytes were back %d times of 100", volatile, old)
+		}
+	}
+}
+
+// TestDiscardOfBlockDevice: a discard reaches the device: what was there is gone, and so is the space below a loop device.
+func TestDiscardOfBlockDevice(t *testing.T) {
+	const size = 8 << 20
+	for _, choice := range []Choice{ChoosePread, ChooseIOUring} {
+		t.Run(string(choice), func(t *testing.T) {
+			e, _ := newEngine(t, EngineConfig{Choice: choice})
+			path := makeFile(t, t.TempDir(), size)
+			d := open(t, e, loopDevice(t, path))
+			if i := d.Info(); i.Discard != discardBlock {
+				t.Fatalf("%+v", i)
+			}
+			b := AlignedBytes(1 << 20)
+			fillPattern(b, 1)
+			for off := int64(0); off < size; off += int64(len(b)) {
+				if err := d.WriteAt(b, off); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := errors.Join(d.Flush(), d.Discard(1<<20, 6<<20), d.Flush()); err != nil {
+				t.Fatal(err)
+			}
+			got := AlignedBytes(1 << 20)
+			for off := int64(0); off < size; off += int64(len(b)) {
+				err := d.ReadAt(got, off)
+				if discarded := off >= 1<<20 && off < 7<<20; err != nil || bytes.Equal(got, b) == discarded {
+					t.Errorf("at %d: %v", off, err)
+				}
+			}
+			var st unix.Stat_t
+			if err := unix.Stat(path, &st); err != nil || st.Blocks*512 > 3<<20 {
+				t.Errorf("%d bytes are left below (%v)", st.Blocks*512, err)
+			}
+		})
+	}
+	t.Run("preallocated below", func(t *testing.T) {
+		path := makeFile(t, t.TempDir(), size)
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, size), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		e, _ := newEngine(t, EngineConfig{})
+		d := open(t, e, loopDevice(t, path))
+		if i := d.Info(); i.Discard != "" || !strings.Contains(i.DiscardReason, "preallocated") {
+			t.Errorf("%+v", i)
+		}
+	})
+}
+
+// TestFlushReachesDevice: Flush makes the device flush its cache, each time.
+func TestFlushReachesDevice(t *testing.T) {
+	for _, choice := range []Choice{ChoosePread, ChooseIOUring} {
+		t.Run(string(choice), func(t *testing.T) {
+			e, _ := newEngine(t, EngineConfig{Choice: choice})
+			path := loopDevice(t, makeFile(t, t.TempDir(), 4<<20))
+			d := open(t, e, path)
+			flushes := func() int { // field 16 of the device's statistics
+				b, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(path), "stat"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				n, err := strconv.Atoi(strings.Fields(string(b))[15])
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+			before := flushes()
+			for i := range int64(10) {
+				if err := errors.Join(d.WriteAt(AlignedBytes(Align), i*Align), d.Flush()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := flushes() - before; n < 10 {
+				t.Errorf("%d flushes of 10 reached the device", n)
+			}
+		})
 	}
 }

@@ -1,9 +1,20 @@
 package blockio
 
 import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/crakefs/crake/drive/internal/uring"
 	"github.com/crakefs/crake/wire"
 )
 
@@ -66,4 +77,209 @@ func TestConformance(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestChoice: what is asked for is had, or refused with the reason; auto takes what gains, and says why.
+func TestChoice(t *testing.T) {
+	refuse := func(errno unix.Errno) uring.Setup {
+		return func(uint32, *uring.Params) (int, error) { return -1, errno }
+	}
+	shm, err := os.MkdirTemp("/dev/shm", "crake-blockio-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(shm) })
+	disk, memory := makeFile(t, t.TempDir(), 1<<20), makeFile(t, shm, 1<<20)
+	for _, c := range []struct {
+		name, path string
+		cfg        EngineConfig
+		engine     string
+		reason     string // part of it; "": none
+	}{
+		{"auto", disk, EngineConfig{}, engineRing, ""},
+		{"auto, by name", disk, EngineConfig{Choice: ChooseAuto}, engineRing, ""},
+		{"auto in memory", memory, EngineConfig{}, enginePread, "in memory"},
+		{"io_uring in memory", memory, EngineConfig{Choice: ChooseIOUring}, engineRing, ""},
+		{"pread", disk, EngineConfig{Choice: ChoosePread}, enginePread, ""},
+		{"no io_uring", disk, EngineConfig{setup: refuse(unix.ENOSYS)}, enginePread, "too old"},
+		{"forbidden", disk, EngineConfig{setup: refuse(unix.EPERM)}, enginePread, "forbids"},
+		{"forbidden, in memory", memory, EngineConfig{setup: refuse(unix.EPERM)}, enginePread, "forbids"},
+		{"something else", disk, EngineConfig{setup: refuse(unix.EMFILE)}, enginePread, "too many open files"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e, _ := newEngine(t, c.cfg)
+			d := open(t, e, c.path)
+			i := d.Info()
+			if i.Engine != c.engine || (i.EngineReason == "") != (c.reason == "") || !strings.Contains(i.EngineReason, c.reason) {
+				t.Errorf("engine %q because %q", i.Engine, i.EngineReason)
+			}
+			if _, async := d.(Async); async != (c.engine == engineRing) {
+				t.Errorf("async is %v", async)
+			}
+			if i.Fast != (c.path == memory && c.engine == enginePread) {
+				t.Errorf("fast is %v", i.Fast)
+			}
+		})
+	}
+	if _, err := NewEngine(EngineConfig{Choice: ChooseIOUring, setup: refuse(unix.EPERM)}); !errors.Is(err, wire.KindNotSupported) {
+		t.Errorf("io_uring where it is forbidden: %v", err)
+	}
+	if _, err := NewEngine(EngineConfig{Choice: "uring"}); !errors.Is(err, wire.KindInvalid) {
+		t.Errorf("no such choice: %v", err)
+	}
+}
+
+// TestForbiddenBySystem: the same where the system itself says no. It changes a setting of the machine for an instant, so it asks for it.
+func TestForbiddenBySystem(t *testing.T) {
+	const knob = "/proc/sys/kernel/io_uring_disabled"
+	if os.Getenv("CRAKE_TEST_SYSCTL") == "" {
+		t.Skip("changes " + knob + "; CRAKE_TEST_SYSCTL=1 allows it")
+	}
+	before, err := os.ReadFile(knob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(knob, []byte("2"), 0); err != nil {
+		t.Fatal(err)
+	}
+	_, err = NewEngine(EngineConfig{Choice: ChooseIOUring})
+	if werr := os.WriteFile(knob, before, 0); werr != nil {
+		t.Fatal(werr)
+	}
+	if !errors.Is(err, wire.KindNotSupported) || !strings.Contains(err.Error(), "forbids") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestCutOff: a file that is shorter than when it was opened gives errors, never bytes that nobody wrote.
+func TestCutOff(t *testing.T) {
+	for _, choice := range []Choice{ChoosePread, ChooseIOUring} {
+		for _, left := range []int64{0, 64 << 10, 64<<10 + 1000} {
+			t.Run(fmt.Sprintf("%s/%d", choice, left), func(t *testing.T) {
+				e, _ := newEngine(t, EngineConfig{Choice: choice})
+				path := makeFile(t, t.TempDir(), 1<<20)
+				d := open(t, e, path)
+				if err := errors.Join(d.WriteAt(AlignedBytes(1<<20), 0), os.Truncate(path, left)); err != nil {
+					t.Fatal(err)
+				}
+				for _, off := range []int64{left &^ (Align - 1), 128 << 10, 32 << 10} {
+					err := d.ReadAt(AlignedBytes(64<<10), off)
+					if !errors.Is(err, wire.KindIO) || !errors.Is(err, io.ErrUnexpectedEOF) {
+						t.Errorf("read at %d: %v", off, err)
+					}
+				}
+				if left > 0 {
+					if err := d.ReadAt(AlignedBytes(64<<10), 0); err != nil {
+						t.Errorf("what is there: %v", err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestFull: a filesystem that gets full in the middle of a write gives KindNoSpace, and what was written before stays.
+func TestFull(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("crake-test", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("cannot mount a small filesystem: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, choice := range []Choice{ChoosePread, ChooseIOUring} {
+		t.Run(string(choice), func(t *testing.T) {
+			e, _ := newEngine(t, EngineConfig{Choice: choice})
+			path := makeFile(t, dir, 4<<20)
+			d := open(t, e, path)
+			one := AlignedBytes(512 << 10)
+			fillPattern(one, 1)
+			if err := d.WriteAt(one, 0); err != nil {
+				t.Fatal(err)
+			}
+			big := AlignedBytes(1 << 20)
+			for name, err := range map[string]error{
+				"write":    d.WriteAt(big, 512<<10),
+				"writevec": d.WriteVecAt([][]byte{big[:512<<10], big[512<<10:]}, 2<<20),
+			} {
+				if !errors.Is(err, wire.KindNoSpace) {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+			got := AlignedBytes(512 << 10)
+			if err := d.ReadAt(got, 0); err != nil || !bytes.Equal(got, one) {
+				t.Errorf("what was written before: %v", err)
+			}
+			if err := d.Discard(0, 4<<20); err != nil { // give the space to the next one
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// fillPattern fills b with what no other seed gives.
+func fillPattern(b []byte, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	for i := 0; i+8 <= len(b); i += 8 {
+		binary.LittleEndian.PutUint64(b[i:], rng.Uint64())
+	}
+}
+
+// TestManyDevices: a process has as many devices as there are places, and a place is free again after a Close.
+func TestManyDevices(t *testing.T) {
+	e, _ := newEngine(t, EngineConfig{Choice: ChooseIOUring})
+	dir := t.TempDir()
+	paths := make([]string, maxDevices+1)
+	for i := range paths {
+		paths[i] = makeFile(t, mkdir(t, dir, fmt.Sprint(i)), 16<<10)
+	}
+	var devices []Device
+	for i := range maxDevices {
+		d, err := e.Open(paths[i])
+		if err != nil {
+			t.Fatal(i, err)
+		}
+		devices = append(devices, d)
+	}
+	if _, err := e.Open(paths[maxDevices]); !errors.Is(err, wire.KindOverLimit) {
+		t.Errorf("one too many: %v", err)
+	}
+	if err := devices[7].Close(); err != nil {
+		t.Fatal(err)
+	}
+	last := open(t, e, paths[maxDevices])
+	devices[7] = last
+	b := AlignedBytes(Align)
+	for i, d := range devices {
+		fillPattern(b, uint64(i))
+		if err := d.WriteAt(b, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := AlignedBytes(Align)
+	for i, d := range devices {
+		fillPattern(b, uint64(i))
+		if err := d.ReadAt(got, 0); err != nil || !bytes.Equal(got, b) {
+			t.Errorf("device %d has what another one was given (%v)", i, err)
+		}
+		if d != last {
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := e.Close(); !errors.Is(err, wire.KindInvalid) {
+		t.Errorf("an engine with an open device closed: %v", err)
+	}
+}
+
+func mkdir(t testing.TB, parts ...string) string {
+	t.Helper()
+	dir := filepath.Join(parts...)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }

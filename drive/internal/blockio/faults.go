@@ -7,7 +7,8 @@ import (
 	"github.com/crakefs/crake/wire"
 )
 
-// FaultDevice decorates a device with what goes wrong in the field. For tests. The setters may be called at any time.
+// FaultDevice decorates a device with what goes wrong in the field. For tests. The setters may be called at any time. It is never an
+// Async device, also over one: whoever wants both puts the asynchrony on top.
 type FaultDevice struct {
 	Device
 

@@ -44,12 +44,13 @@ import (
 type ring struct {
 	// Immutable.
 	r       *uring.Ring
-	poll    *os.File        // of the ring's descriptor
-	conn    syscall.RawConn // of poll
-	regions *regions        // nil: no registered memory
-	block   chan func()     // what the blocker does
-	ended   chan struct{}   // closed when the reaper has ended
-	broken  func(error)     // what to do when the ring contradicts itself; does not return but in tests
+	enter   func(n int) error // r.Submit, or what a test puts in its place
+	poll    *os.File          // of the ring's descriptor
+	conn    syscall.RawConn   // of poll
+	regions *regions          // nil: no registered memory
+	block   chan func()       // what the blocker does
+	ended   chan struct{}     // closed when the reaper has ended
+	broken  func(error)       // what to do when the ring contradicts itself; does not return but in tests
 	log     *slog.Logger
 
 	reaping atomic.Bool  // the reaper is calling Dones, and will submit what they start
@@ -84,7 +85,7 @@ func newRing(cfg EngineConfig) (*ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &ring{r: r, block: make(chan func()), ended: make(chan struct{}), log: cfg.Log, broken: cfg.broken}
+	g := &ring{r: r, enter: r.Submit, block: make(chan func()), ended: make(chan struct{}), log: cfg.Log, broken: cfg.broken}
 	g.waiters.New = func() any {
 		w := &waiter{ch: make(chan error, 1)}
 		w.io.Done = func(_ *IO, err error) { w.ch <- err }
@@ -95,11 +96,7 @@ func newRing(cfg EngineConfig) (*ring, error) {
 		// ended, the kernel lets its IO end before anybody else gets the device.
 		g.broken = func(err error) { panic("blockio: " + err.Error()) }
 	}
-	n := min(maxInFlight, r.CQEntries())
-	g.slots = make([]slot, n)
-	for i := range n {
-		g.free = append(g.free, uint32(n-1-i))
-	}
+	g.makeSlots(min(maxInFlight, r.CQEntries()))
 	if err := errors.Join(r.RegisterFiles(maxDevices), unix.SetNonblock(r.FD(), true)); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
@@ -123,6 +120,13 @@ func newRing(cfg EngineConfig) (*ring, error) {
 	go g.reap()
 	go g.blocker()
 	return g, nil
+}
+
+func (g *ring) makeSlots(n int) {
+	g.slots = make([]slot, n)
+	for i := range n {
+		g.free = append(g.free, uint32(n-1-i))
+	}
 }
 
 // close ends the goroutines and gives the ring back. Preconditions: no device is open, so no IO is under way.
@@ -243,7 +247,7 @@ func (g *ring) submit() {
 			return
 		}
 		g.mu.Unlock()
-		err = g.r.Submit(n)
+		err = g.enter(n)
 		g.mu.Lock()
 		switch {
 		case err == nil || err == unix.EINTR:
@@ -376,7 +380,7 @@ func (g *ring) wait(w *waiter) error {
 	g.kick()
 	err := <-w.ch
 	g.waiting.Add(-1)
-	w.io.Off, w.io.P = 0, nil // nothing of it is left for close and Flush, which set neither
+	w.io.Write, w.io.Off, w.io.P = false, 0, nil // nothing of it is left for close and Flush, which set none of it
 	g.waiters.Put(w)
 	return err
 }

@@ -111,6 +111,13 @@ func (r *Ring) mmap(n uint64, off int64) ([]byte, error) {
 	return m, nil
 }
 
+// OnMemory makes a ring of memory that no kernel looks at, for tests of what uses rings: they play the kernel's part. rings and sqes
+// start on a page's or at least an 8 byte boundary and outlive the ring. Errors: ErrBroken when p does not fit them.
+func OnMemory(p *Params, rings, sqes []byte) (*Ring, error) {
+	r := &Ring{fd: -1}
+	return r, r.attach(p, rings, sqes)
+}
+
 // attach finds the parts of the ring in its maps. rings and sqes start on a page.
 func (r *Ring) attach(p *Params, rings, sqes []byte) error {
 	word := func(off uint32) *uint32 {

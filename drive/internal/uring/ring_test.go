@@ -236,8 +236,8 @@ func fakeRing(t testing.TB) (*Ring, *Params, []byte) {
 	rings := unsafe.Slice((*byte)(unsafe.Pointer(&mem[0])), len(mem)*8)
 	put(rings, p.SQ.RingMask, 7)
 	put(rings, p.CQ.RingMask, 15)
-	r := &Ring{fd: -1}
-	if err := r.attach(p, rings, make([]byte, 8*sqeBytes)); err != nil {
+	r, err := OnMemory(p, rings, make([]byte, 8*sqeBytes))
+	if err != nil {
 		t.Fatal(err)
 	}
 	return r, p, rings
@@ -263,11 +263,11 @@ func TestGeometry(t *testing.T) {
 	} {
 		p := *good
 		spoil(&p)
-		if err := (&Ring{fd: -1}).attach(&p, rings, make([]byte, 8*sqeBytes)); !errors.Is(err, ErrBroken) {
+		if _, err := OnMemory(&p, rings, make([]byte, 8*sqeBytes)); !errors.Is(err, ErrBroken) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := (&Ring{fd: -1}).attach(good, rings, make([]byte, 8*sqeBytes-1)); !errors.Is(err, ErrBroken) {
+	if _, err := OnMemory(good, rings, make([]byte, 8*sqeBytes-1)); !errors.Is(err, ErrBroken) {
 		t.Errorf("a short map of entries: %v", err)
 	}
 }
