@@ -95,6 +95,10 @@ bench-drive-perf: deps ## the same with profiles of both sides by perf: BENCHFLA
 	@$(GO) build -trimpath -o bin/drivespeed ./bench/drivespeed
 	CRAKE_BIN=$(CURDIR)/bin/symbols/crake bin/drivespeed --perf $(BENCHFLAGS)
 
+.PHONY: bench-drive-open
+bench-drive-open: ## open a drive with ten million strips, and checkpoint it under load (3 GiB of memory)
+	CRAKE_STRIPS=10000000 $(GO) test -count=1 -timeout 10m -v -run 'TestOpenMany|TestCheckpointPauses' ./drive/internal/store
+
 .PHONY: generate
 generate: ## write generated code anew
 	$(GO) generate ./...

@@ -110,21 +110,29 @@ func (j *Journal) nextBatch(rd *ringReader) (h format.Batch, b []byte, pos int, 
 }
 
 // checkEnd tells the end of the journal from damage in its middle: a later batch that knew the missing one as finished
-// proves that it was durable. Errors: KindCorrupt, KindIO.
+// proves that it was durable. It looks at every block of the ring, also far from the head, in case that more than one batch
+// is damaged. Errors: KindCorrupt, KindIO.
 func (j *Journal) checkEnd(rd *ringReader) error {
-	missing := j.Next
-	for block := range rd.sb.JournalBlocks() {
-		b, err := rd.at(block)
-		if err != nil {
-			return err
+	missing, sb := j.Next, rd.sb
+	claims := func(buf []byte, off int64) (blocks []int, _ error) {
+		for at := 0; at < len(buf); at += format.BlockSize {
+			if format.MayBeBatch(buf[at:], sb.FormatID, missing) {
+				blocks = append(blocks, int(off-sb.JournalOff+int64(at))/format.BlockSize)
+			}
 		}
-		if !format.MayBeBatch(b, rd.sb.FormatID, missing) {
-			continue
-		}
-		if h, err := format.DecodeBatch(b); err == nil && h.Drive == rd.sb.Drive && h.Seq > missing && h.LowWater >= missing {
-			return wire.Errorf(opOpen, wire.KindCorrupt, "",
-				"journal batch %d, expected at %d, is damaged: batch %d comes after it", missing, rd.sb.JournalOff+int64(j.Head)*format.BlockSize, h.Seq)
-		}
+		return blocks, nil
 	}
-	return nil
+	return readAhead(rd.dev, sb.JournalOff, sb.JournalBytes, claims, func(_ []byte, blocks []int) error {
+		for _, block := range blocks {
+			b, err := rd.at(block)
+			if err != nil {
+				return err
+			}
+			if h, err := format.DecodeBatch(b); err == nil && h.Drive == sb.Drive && h.Seq > missing && h.LowWater >= missing {
+				return wire.Errorf(opOpen, wire.KindCorrupt, "",
+					"journal batch %d, expected at %d, is damaged: batch %d comes after it", missing, sb.JournalOff+int64(j.Head)*format.BlockSize, h.Seq)
+			}
+		}
+		return nil
+	})
 }

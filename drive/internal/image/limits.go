@@ -1,16 +1,17 @@
 package image
 
+import "github.com/crakefs/crake/drive/internal/format"
+
 // The limits of reading. Each bounds a buffer or a number of IOs.
 const (
 	// windowBytes is the buffer for reading segments and strips through.
 	windowBytes = 256 << 10
 	// ringBytes is the buffer for reading the journal through: large reads, and room for the largest batch.
 	ringBytes = 4 << 20
-	// pagesAtOnce is how many checkpoint pages one read takes: 4 MiB, as fast as any device reads.
-	pagesAtOnce = 64
-	// pageReads is how many such reads are under way while records are replayed: enough to keep a device busy, 16 MiB of
-	// memory.
-	pageReads = 4
+	// aheadBytes is what one read of checkpoint or journal takes: as fast as any device reads. A multiple of a page.
+	aheadBytes = 64 * format.PageBytes
+	// aheadReads is how many such reads are under way while records are replayed: enough to keep a device busy, 16 MiB of memory.
+	aheadReads = 4
 	// settleReads is how many strips and segments are verified at once, after a crash (at most 256 puts, store.maxMutations,
 	// and all open segments) and by CheckData; each takes windowBytes. One read of 128 KiB at a time is far from what a device can.
 	settleReads = 8

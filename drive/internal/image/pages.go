@@ -8,30 +8,46 @@ import (
 	"github.com/crakefs/crake/wire"
 )
 
-// pageChunk is some pages of a checkpoint, read and with their checksums verified.
-type pageChunk struct {
-	buf   []byte
-	heads []format.Batch // of all pages, if err is nil
-	err   error
+// forPages calls f for the pages of a checkpoint, in order. Errors: KindCorrupt, KindIO, and what f gives.
+func forPages(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint, f func(page []byte, h *format.Batch) error) error {
+	start := sb.PageOffset(area, 0)
+	look := func(buf []byte, off int64) ([]format.Batch, error) {
+		return pageHeads(sb, c, buf, uint64(off-start)/format.PageBytes, off)
+	}
+	return readAhead(dev, start, int64(c.Pages)*format.PageBytes, look, func(buf []byte, heads []format.Batch) error {
+		for i := range heads {
+			if err := f(buf[i*format.PageBytes:][:format.PageBytes], &heads[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
-// forPages calls f for the pages of a checkpoint, in order. Pages are read in large pieces, several at once, and verified
-// by the goroutines that read them, while f works on what came before. Errors: KindCorrupt, KindIO, and what f gives.
-func forPages(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint, f func(page []byte, h *format.Batch) error) error {
-	chunks := (c.Pages + pagesAtOnce - 1) / pagesAtOnce
-	// A reader takes every pageReads-th chunk, delivers it by its channel, and has its one buffer back by done.
-	readers := min(pageReads, chunks)
-	results := make([]chan *pageChunk, readers)
-	done := make([]chan struct{}, readers)
-	stop := make(chan struct{})
+// readAhead reads a stretch of a device in pieces of aheadBytes, several at once. look is called for each by the goroutine that
+// read it, while use works, in order, on what came before. Errors: KindIO, and what look and use give.
+func readAhead[T any](dev Reader, off, n int64, look func(buf []byte, off int64) (T, error), use func(buf []byte, found T) error) error {
+	type piece struct {
+		buf   []byte
+		found T
+		err   error
+	}
+	pieces := (n + aheadBytes - 1) / aheadBytes
+	// A reader takes every aheadReads-th piece, delivers it by its channel, and has its one buffer back by done.
+	readers := min(aheadReads, pieces)
+	results, done, stop := make([]chan piece, readers), make([]chan struct{}, readers), make(chan struct{})
 	var wg sync.WaitGroup
 	for i := range readers {
-		results[i], done[i] = make(chan *pageChunk), make(chan struct{})
+		results[i], done[i] = make(chan piece), make(chan struct{})
 		wg.Go(func() {
-			buf := blockio.AlignedBytes(int(min(c.Pages, pagesAtOnce)) * format.PageBytes)
-			for at := i; at < chunks; at += readers {
+			buf := blockio.AlignedBytes(int(min(n, aheadBytes)))
+			for at := i * aheadBytes; at < n; at += readers * aheadBytes {
+				p := piece{buf: buf[:min(n-at, aheadBytes)]}
+				if p.err = dev.ReadAt(p.buf, off+at); p.err == nil {
+					p.found, p.err = look(p.buf, off+at)
+				}
 				select {
-				case results[i] <- readChunk(dev, sb, area, c, at*pagesAtOnce, buf):
+				case results[i] <- p:
 				case <-stop:
 					return
 				}
@@ -43,21 +59,15 @@ func forPages(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint,
 			}
 		})
 	}
-	err := func() error {
-		for at := range chunks {
-			chunk := <-results[at%readers]
-			if chunk.err != nil {
-				return chunk.err
+	var err error
+	for at := int64(0); at < pieces && err == nil; at++ {
+		p := <-results[at%readers]
+		if err = p.err; err == nil {
+			if err = use(p.buf, p.found); err == nil {
+				done[at%readers] <- struct{}{}
 			}
-			for i := range chunk.heads {
-				if err := f(chunk.buf[i*format.PageBytes:][:format.PageBytes], &chunk.heads[i]); err != nil {
-					return err
-				}
-			}
-			done[at%readers] <- struct{}{}
 		}
-		return nil
-	}()
+	}
 	close(stop)
 	wg.Wait()
 	return err
@@ -71,25 +81,19 @@ func CheckPages(dev Reader, sb *format.Superblock, area int, c *format.Checkpoin
 	})
 }
 
-// readChunk reads pages from first on into buf, as many as it holds and the checkpoint has.
-func readChunk(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint, first uint64, buf []byte) *pageChunk {
-	n := min(uint64(len(buf))/format.PageBytes, c.Pages-first)
-	chunk := &pageChunk{buf: buf[:n*format.PageBytes], heads: make([]format.Batch, 0, n)}
-	if chunk.err = dev.ReadAt(chunk.buf, sb.PageOffset(area, first)); chunk.err != nil {
-		return chunk
-	}
-	for i := range n {
-		h, err := format.DecodeBatch(chunk.buf[i*format.PageBytes:][:format.PageBytes])
+// pageHeads verifies the pages in buf, of which the first has the number first and lies at off. Errors: KindCorrupt.
+func pageHeads(sb *format.Superblock, c *format.Checkpoint, buf []byte, first uint64, off int64) ([]format.Batch, error) {
+	heads := make([]format.Batch, len(buf)/format.PageBytes)
+	for i := range heads {
+		h, err := format.DecodeBatch(buf[i*format.PageBytes:][:format.PageBytes])
+		n := first + uint64(i)
 		switch {
 		case err != nil:
-			chunk.err = wire.Errorf(opOpen, wire.KindCorrupt, "", "page %d of checkpoint %d, at %d: %w", first+i, c.Seq, sb.PageOffset(area, first+i), err)
-		case !h.IsPage || h.Drive != sb.Drive || h.FormatID != sb.FormatID || h.Seq != first+i || h.Nonce != c.Seq:
-			chunk.err = wire.Errorf(opOpen, wire.KindCorrupt, "", "page %d of checkpoint %d, at %d, is another one", first+i, c.Seq, sb.PageOffset(area, first+i))
+			return nil, wire.Errorf(opOpen, wire.KindCorrupt, "", "page %d of checkpoint %d, at %d: %w", n, c.Seq, off+int64(i)*format.PageBytes, err)
+		case !h.IsPage || h.Drive != sb.Drive || h.FormatID != sb.FormatID || h.Seq != n || h.Nonce != c.Seq:
+			return nil, wire.Errorf(opOpen, wire.KindCorrupt, "", "page %d of checkpoint %d, at %d, is another one", n, c.Seq, off+int64(i)*format.PageBytes)
 		}
-		if chunk.err != nil {
-			return chunk
-		}
-		chunk.heads = append(chunk.heads, h)
+		heads[i] = h
 	}
-	return chunk
+	return heads, nil
 }

@@ -10,6 +10,17 @@ import (
 	"github.com/crakefs/crake/wire"
 )
 
+// The limits of checkpoints, with those in limits.go.
+const (
+	// checkpointRate bounds what a checkpoint writes, in bytes a second: its pages take a third of a core to fill at that rate, and the
+	// ten million strips of a drive of 1.2 TiB 4 seconds. A process that has one core lets readers run between any two pages.
+	checkpointRate = 128 << 20
+	// checkpointLag is how far a checkpoint may be behind its rate and still catch up.
+	checkpointLag = 10 * time.Millisecond
+	// checkpointHurry: with three fourths of the ring full the checkpoint, begun at the half, no longer waits.
+	checkpointHurry = 4
+)
+
 // Run does the store's background work until ctx ends: it writes the journal, and checkpoints when the journal is half
 // full. At the end it refuses new mutations, waits for those under way and takes a last checkpoint, so that the next opening
 // has nothing to replay. Reads may go on; the caller ends them before it closes the device.
@@ -117,7 +128,7 @@ func (s *Store) writePages() (*format.Checkpoint, error) {
 	c := &format.Checkpoint{Drive: s.sb.Drive, FormatID: s.sb.FormatID, Seq: s.seq + 1}
 	seq, block, prev := s.journal.startCheckpoint()
 	c.JournalSeq, c.JournalBlock, c.JournalPrev = seq, uint64(block), prev
-	w := &pageWriter{s: s, c: c, area: 1 - s.area, buf: blockio.AlignedBytes(format.PageBytes)}
+	w := &pageWriter{s: s, c: c, area: 1 - s.area, buf: blockio.AlignedBytes(format.PageBytes), began: time.Now()}
 	s.mu.RLock()
 	var fences []format.Record
 	s.idx.Epochs(func(b wire.BucketID, e wire.Epoch) {
@@ -129,18 +140,8 @@ func (s *Store) writePages() (*format.Checkpoint, error) {
 	}
 	var recs []format.Record
 	var last wire.StripID
-	for {
-		recs = recs[:0]
-		n := 0
-		s.mu.RLock()
-		s.idx.Ascend(last, func(st index.Strip) bool {
-			recs = s.idx.Records(&st, recs)
-			last = st.ID
-			n++
-			return n < checkpointSlice
-		})
-		s.mu.RUnlock()
-		if n == 0 {
+	for n := 0; ; {
+		if recs, last, n = s.checkpointSlice(recs[:0], last); n == 0 {
 			break
 		}
 		if err := w.add(recs); err != nil {
@@ -150,6 +151,21 @@ func (s *Store) writePages() (*format.Checkpoint, error) {
 	return c, w.flush()
 }
 
+// checkpointSlice appends the records of the next strips after last, and tells how far it came and how many they are; 0 is
+// the end. This is all that a checkpoint does under the lock.
+func (s *Store) checkpointSlice(recs []format.Record, last wire.StripID) ([]format.Record, wire.StripID, int) {
+	n := 0
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	s.idx.Ascend(last, func(st index.Strip) bool {
+		recs = s.idx.Records(&st, recs)
+		last = st.ID
+		n++
+		return n < checkpointSlice
+	})
+	return recs, last, n
+}
+
 // pageWriter fills and writes checkpoint pages.
 type pageWriter struct {
 	s    *Store
@@ -157,6 +173,35 @@ type pageWriter struct {
 	area int
 	buf  []byte
 	head format.Batch
+	// began is where the pace is reckoned from: the beginning, or the last moment at which it was lost.
+	began time.Time
+	paced int64 // bytes since then
+}
+
+// pace waits until the pages written so far are due at checkpointRate. What clients wait for comes first: no pace when the ring
+// is nearly full, nor when the drive closes.
+func (w *pageWriter) pace() {
+	w.paced += format.PageBytes
+	due := time.Duration(w.paced * int64(time.Second) / checkpointRate)
+	ahead := due - time.Since(w.began)
+	if w.s.isHurried() || ahead < -checkpointLag {
+		w.began, w.paced = time.Now(), 0
+		return
+	}
+	if ahead > 0 {
+		time.Sleep(ahead)
+	}
+}
+
+// isHurried says that a checkpoint should end as soon as it can.
+func (s *Store) isHurried() bool {
+	s.mu.RLock()
+	closing := s.closing
+	s.mu.RUnlock()
+	j := s.journal
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return closing || j.waiting || j.usedBlocks() > j.sb.JournalBlocks()/checkpointHurry*(checkpointHurry-1)
 }
 
 func (w *pageWriter) add(recs []format.Record) error {
@@ -191,5 +236,6 @@ func (w *pageWriter) flush() error {
 	w.c.Pages++
 	w.c.Records += uint64(h.Records)
 	*h = format.Batch{}
+	w.pace()
 	return nil
 }
