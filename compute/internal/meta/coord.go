@@ -306,7 +306,7 @@ func (b *Bucket) tryTxn(ctx context.Context, c *call, p *plan, others [][]int, a
 		p.bind(p.ops, attrs)
 	}
 	reply, err := b.tryLocal(ctx, c, p, d, prepareLockWait, attrs)
-	if err == errLockTime {
+	if errors.Is(err, errLockTime) {
 		err = wire.E("meta.txn", wire.KindWouldBlock, "", err)
 	}
 	if err != nil {

@@ -3,6 +3,7 @@ package meta
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -33,6 +34,12 @@ const (
 type lockID struct {
 	space lockSpace
 	id    uint64
+}
+
+// String gives the lock as people read it.
+func (l lockID) String() string {
+	space := [...]string{"lock", "renames", "inode", "regions", "location"}[min(int(l.space), 4)]
+	return fmt.Sprintf("%s %x", space, l.id)
 }
 
 func compareLocks(a, b lockID) int {
@@ -68,6 +75,7 @@ func (t *ticket) wait() error {
 }
 
 type lockWaiter struct {
+	h         *held
 	exclusive bool
 	granted   chan struct{}
 }
@@ -76,6 +84,7 @@ type lockWaiter struct {
 type lockEntry struct {
 	id        lockID
 	exclusive bool
+	by        *held // who has it exclusively, for people; nil otherwise
 	readers   int
 	queue     []*lockWaiter
 	last      *ticket // of the last change; nil when it is durable
@@ -105,19 +114,27 @@ func (t *lockTable) shard(id lockID) *lockShard {
 
 // held is a set of locks, until release.
 type held struct {
-	table   *lockTable
+	table *lockTable
+	// Immutable: when they were asked for, and for which transaction of another bucket; zero is an operation of this one.
+	since   time.Time
+	txn     wire.TxnID
 	locks   []lockWant
 	tickets []*ticket // changes that were not durable when the locks were taken
 }
 
-// errLockTime says that a lock was not to be had in time.
-var errLockTime = wire.Errorf("meta.lock", wire.KindUnavailable, "", "locked by another operation or a transaction in doubt")
+// errLockTime says that a lock was not to be had in time; it is the cause of an error that tells who has it.
+var errLockTime = wire.Errorf("meta.lock", wire.KindUnavailable, "", "not to be had in time")
 
 // acquire takes all locks, in lock order. It waits at most wait, and not past ctx. wants is sorted in place.
 // Preconditions: the caller holds no lock of an equal or later space.
 func (t *lockTable) acquire(ctx context.Context, wait time.Duration, wants ...lockWant) (*held, error) {
+	return t.acquireFor(ctx, wire.TxnID{}, wait, wants...)
+}
+
+// acquireFor is acquire for a transaction that another bucket coordinates.
+func (t *lockTable) acquireFor(ctx context.Context, txn wire.TxnID, wait time.Duration, wants ...lockWant) (*held, error) {
 	slices.SortFunc(wants, func(a, b lockWant) int { return compareLocks(a.lockID, b.lockID) })
-	h := &held{table: t, locks: wants[:0]}
+	h := &held{table: t, since: time.Now(), txn: txn, locks: wants[:0]}
 	var timer *time.Timer
 	for i := 0; i < len(wants); {
 		w := wants[i]
@@ -152,31 +169,32 @@ func (t *lockTable) take(h *held, w lockWant) *lockWaiter {
 		s.m[w.lockID] = e
 	}
 	if len(e.queue) == 0 && e.free(w.exclusive) {
-		e.hold(w.exclusive)
+		e.hold(h, w.exclusive)
 		if e.last != nil {
 			h.tickets = append(h.tickets, e.last)
 		}
 		return nil
 	}
-	waiter := &lockWaiter{exclusive: w.exclusive, granted: make(chan struct{})}
+	waiter := &lockWaiter{h: h, exclusive: w.exclusive, granted: make(chan struct{})}
 	e.queue = append(e.queue, waiter)
 	return waiter
 }
 
 func (t *lockTable) wait(ctx context.Context, timer *time.Timer, w lockWant, waiter *lockWaiter) error {
-	var err error
+	kind, cause := wire.KindUnavailable, error(errLockTime)
 	select {
 	case <-waiter.granted:
 		return nil
 	case <-timer.C:
-		err = errLockTime
 	case <-ctx.Done():
-		err = ctxError("meta.lock", ctx)
+		e := ctxError("meta.lock", ctx)
+		kind, cause = e.Kind, e.Err
 	}
 	s := t.shard(w.lockID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.m[w.lockID]
+	err := wire.Errorf("meta.lock", kind, w.lockID.String(), "%s: %w", e.holder(), cause)
 	if i := slices.Index(e.queue, waiter); i >= 0 {
 		e.queue = slices.Delete(e.queue, i, i+1)
 	} else {
@@ -210,9 +228,9 @@ func (e *lockEntry) free(exclusive bool) bool {
 	return !e.exclusive && (!exclusive || e.readers == 0)
 }
 
-func (e *lockEntry) hold(exclusive bool) {
+func (e *lockEntry) hold(h *held, exclusive bool) {
 	if exclusive {
-		e.exclusive = true
+		e.exclusive, e.by = true, h
 	} else {
 		e.readers++
 	}
@@ -221,12 +239,27 @@ func (e *lockEntry) hold(exclusive bool) {
 func (e *lockEntry) unhold(exclusive bool) {
 	switch {
 	case exclusive && e.exclusive:
-		e.exclusive = false
+		e.exclusive, e.by = false, nil
 	case !exclusive && e.readers > 0:
 		e.readers--
 	default:
 		panic("meta: unlock of a lock that is not held")
 	}
+}
+
+// holder describes who is in the way. Somebody who has had a lock for long is a transaction in doubt, or a mistake of ours.
+func (e *lockEntry) holder() string {
+	switch {
+	case !e.exclusive && e.readers == 0:
+		return "free"
+	case !e.exclusive:
+		return fmt.Sprintf("%d readers have it, %d wait", e.readers, len(e.queue))
+	}
+	who := "an operation"
+	if id := e.by.txn; id != (wire.TxnID{}) {
+		who = fmt.Sprintf("transaction %d of bucket %d, epoch %d,", id.Seq, id.Coordinator, id.Epoch)
+	}
+	return fmt.Sprintf("%s that came %v ago has it, %d wait", who, time.Since(e.by.since).Round(time.Millisecond), len(e.queue))
 }
 
 // grant gives the lock to those first in line.
@@ -235,7 +268,7 @@ func (e *lockEntry) grant() {
 		w := e.queue[0]
 		e.queue[0] = nil
 		e.queue = e.queue[1:]
-		e.hold(w.exclusive)
+		e.hold(w.h, w.exclusive)
 		close(w.granted)
 	}
 }
@@ -295,7 +328,7 @@ func (h *held) durable() error {
 }
 
 // ctxError tells why a wait for ctx ended: nothing was done.
-func ctxError(op string, ctx context.Context) error {
+func ctxError(op string, ctx context.Context) *wire.Error {
 	if ctx.Err() == context.DeadlineExceeded {
 		return wire.E(op, wire.KindTimeout, "", ctx.Err())
 	}

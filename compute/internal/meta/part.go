@@ -129,7 +129,7 @@ func (b *Bucket) peekAll(ctx context.Context, ops []wire.TxnOp) (*wire.TxnPrepar
 
 // asConflict tells a coordinator that a lock was not to be had in time, in a way that it acts on itself.
 func asConflict(err error) error {
-	if err == errLockTime {
+	if errors.Is(err, errLockTime) {
 		return wire.E("meta.prepare", wire.KindWouldBlock, "", err)
 	}
 	return err
@@ -163,7 +163,7 @@ func (b *Bucket) prepareFresh(ctx context.Context, req *wire.TxnPrepareReq) (_ *
 			return nil, err
 		}
 	}
-	if p.locks, err = b.locks.acquire(ctx, prepareLockWait, locksOf(p.ops)...); err != nil {
+	if p.locks, err = b.locks.acquireFor(ctx, p.id, prepareLockWait, locksOf(p.ops)...); err != nil {
 		return nil, asConflict(err)
 	}
 	t := b.newTx(p.ops[0].Time)
@@ -276,7 +276,7 @@ func (b *Bucket) loadPrepared(ctx context.Context) error {
 			return false, err
 		}
 		p.since, p.recovered = time.Now(), true
-		if p.locks, err = b.locks.acquire(ctx, time.Second, locksOf(p.ops)...); err != nil {
+		if p.locks, err = b.locks.acquireFor(ctx, p.id, time.Second, locksOf(p.ops)...); err != nil {
 			return false, wire.Errorf("meta.open", wire.KindCorrupt, b.id(), "two prepared transactions touch one inode: %w", err)
 		}
 		b.prepared[id] = p
