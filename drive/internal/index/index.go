@@ -262,6 +262,9 @@ func (x *Index) forget(id wire.StripID, e entry) []format.Run {
 	return runs
 }
 
+// EpochBytes is what the epoch of a further bucket adds to RecordBytes.
+const EpochBytes = 16
+
 // Epoch gives the newest epoch seen of a bucket; 0 for none.
 func (x *Index) Epoch(b wire.BucketID) wire.Epoch { return x.epochs[b] }
 
@@ -269,8 +272,7 @@ func (x *Index) Epoch(b wire.BucketID) wire.Epoch { return x.epochs[b] }
 func (x *Index) RaiseEpoch(b wire.BucketID, e wire.Epoch) {
 	if old := x.epochs[b]; e > old {
 		if old == 0 {
-			fence := format.Record{Type: format.RecordFence}
-			x.recordBytes += int64(fence.Bytes())
+			x.recordBytes += EpochBytes
 		}
 		x.epochs[b] = e
 	}

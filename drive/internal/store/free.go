@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/crakefs/crake/drive/internal/format"
+	"github.com/crakefs/crake/drive/internal/index"
 	"github.com/crakefs/crake/wire"
 )
 
@@ -206,7 +207,8 @@ func (s *Store) finishDelete(parts []deletion) error {
 }
 
 // Fence refuses from now on mutations of a bucket with an epoch below, durably, and waits for those under way; see
-// wire.FenceReq. Errors: KindStaleEpoch (a newer epoch was seen), KindIO, KindShutdown, KindInterrupted.
+// wire.FenceReq. Errors: KindStaleEpoch (a newer epoch was seen), KindNoSpace (of a small drive: more buckets than it can list),
+// KindIO, KindShutdown, KindInterrupted.
 func (s *Store) Fence(ctx context.Context, bucket wire.BucketID, epoch wire.Epoch) error {
 	const name = "drive.fence"
 	slot, err := s.takeSlot(ctx, name)
@@ -225,6 +227,14 @@ func (s *Store) Fence(ctx context.Context, bucket wire.BucketID, epoch wire.Epoc
 	if s.fenced[bucket] == epoch {
 		s.endUnlock(o)
 		return nil
+	}
+	if s.idx.Epoch(bucket) == 0 {
+		if s.idx.RecordBytes()+s.growing+index.EpochBytes > s.maxRecordBytes() {
+			s.endUnlock(o)
+			return wire.Errorf(name, wire.KindNoSpace, "", "bucket %d: the drive lists as many buckets as it can", bucket)
+		}
+		o.growth += index.EpochBytes
+		s.growing += index.EpochBytes
 	}
 	s.seen[bucket] = epoch // nobody with an older one begins any more
 	var under []<-chan struct{}

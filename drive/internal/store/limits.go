@@ -42,15 +42,14 @@ const (
 	// commit deletions (to their logs) when the drive is full.
 	reserveShare    = 32
 	maxReserveBytes = 1 << 30
+	// fenceShare: a 16th of what a checkpoint holds, at most 1 MiB, is kept from strips for the epochs of buckets. On a drive of 16 MiB
+	// these are 3700 buckets; from 3 GiB on, all there can be.
+	fenceShare = 16
 	// checkpointSlice is how many strips a checkpoint takes under one hold of the lock: some 50 microseconds.
 	checkpointSlice = 512
 	// checkpointTries: a checkpoint does not fit only when strips come and go while it is taken, near the limit of their
 	// number.
 	checkpointTries = 3
-	// scanWindowBytes is the buffer for reading segments and strips through.
-	scanWindowBytes = 256 << 10
-	// ringWindowBytes is the buffer for reading the journal through.
-	ringWindowBytes = 1 << 20
 	// verifyBytes bounds what one Verify reads.
 	verifyBytes = 64 << 20
 	// maxVerifyStrips bounds the strips of one Verify; also the default.

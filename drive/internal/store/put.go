@@ -108,7 +108,7 @@ func (s *Store) allocate(name string, o *op, blocks int) ([]format.Run, error) {
 	if free < keep || free-keep < uint64(blocks) {
 		return nil, wire.Errorf(name, wire.KindNoSpace, id.String(), "%d blocks, %d are free and %d kept for metadata", blocks, free, keep)
 	}
-	if s.idx.RecordBytes()+s.growing+index.GrowthBytes(format.MaxRuns) > s.maxRecordBytes() {
+	if s.idx.RecordBytes()+s.growing+index.GrowthBytes(format.MaxRuns) > s.maxRecordBytes()-s.fenceBytes() {
 		return nil, wire.Errorf(name, wire.KindNoSpace, id.String(), "%d strips are as many as the drive can list", s.idx.Len())
 	}
 	runs := s.alloc.Alloc(blocks, format.MaxRuns)
@@ -124,6 +124,12 @@ func (s *Store) allocate(name string, o *op, blocks int) ([]format.Run, error) {
 // maxRecordBytes gives what surely fits into a checkpoint: a page may leave room for less than one record unused.
 func (s *Store) maxRecordBytes() int64 {
 	return int64(s.sb.CheckpointPages()-1) * (format.MaxPageBytes - format.MaxRecordBytes)
+}
+
+// fenceBytes gives what of that is kept for the epochs of buckets: all there can be, on any but a very small drive. A fence must not
+// fail because of many strips; and once a checkpoint did not fit, not even deletes would work.
+func (s *Store) fenceBytes() int64 {
+	return min((1<<16)*index.EpochBytes, s.maxRecordBytes()/fenceShare)
 }
 
 // freeNow gives back blocks that no reader can know of. Preconditions: mu is held.

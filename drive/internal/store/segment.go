@@ -2,7 +2,6 @@ package store
 
 import (
 	"github.com/crakefs/crake/drive/internal/format"
-	"github.com/crakefs/crake/drive/internal/image"
 	"github.com/crakefs/crake/wire"
 )
 
@@ -51,9 +50,4 @@ func bytesAt(data wire.Data, off, n int) []byte {
 		return out
 	}
 	return nil
-}
-
-// newWindow reads what lies in runs through; see image.Window.
-func (s *Store) newWindow(runs []format.Run, end uint64) *image.Window {
-	return image.NewWindow(s.readRun, runs, end)
 }
