@@ -306,10 +306,9 @@ func (g *ring) reapAll() bool {
 		}
 		// In this order: who queued before the store and left the submission to us is seen by submit; who queued after it submits.
 		g.reaping.Store(false)
-		if n > 0 {
-			g.submit()
-		} else {
-			return g.idle()
+		g.submit()
+		if n == 0 {
+			return g.isStopped()
 		}
 		if n == len(cqes) {
 			runtime.Gosched()
@@ -317,9 +316,8 @@ func (g *ring) reapAll() bool {
 	}
 }
 
-// idle submits what came in the last moment, and says whether the ring is closed.
-func (g *ring) idle() bool {
-	g.submit()
+// isStopped says that the ring is closed and nothing is under way.
+func (g *ring) isStopped() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.stopped && len(g.free) == len(g.slots) && g.first == nil
