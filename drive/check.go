@@ -103,12 +103,17 @@ func Check(ctx context.Context, cfg CheckConfig) (r *CheckReport, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
+	return check(ctx, dev, cfg)
+}
+
+// check is Check of an open device.
+func check(ctx context.Context, dev image.Reader, cfg CheckConfig) (*CheckReport, error) {
 	began := time.Now()
 	sbs, err := image.ReadSuperblocks(dev, cfg.Path)
 	if err != nil {
 		return nil, err
 	}
-	r = &CheckReport{Path: cfg.Path, Drive: uint32(sbs.Sound.Drive), Cluster: sbs.Sound.Cluster.String(), Quick: cfg.Quick, Findings: []Finding{}}
+	r := &CheckReport{Path: cfg.Path, Drive: uint32(sbs.Sound.Drive), Cluster: sbs.Sound.Cluster.String(), Quick: cfg.Quick, Findings: []Finding{}}
 	for _, d := range sbs.Damaged {
 		r.add(FindingDamage, "superblock", "", d.Off, "not sound: "+reason(d.Err)+"; opening writes it again from the other one")
 		r.RepairsSuperblocks++

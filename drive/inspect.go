@@ -125,6 +125,15 @@ func Inspect(ctx context.Context, path string) (in *Inspection, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
+	in, err = inspect(ctx, dev, path)
+	if in != nil {
+		in.Block = dev.IsBlock()
+	}
+	return in, err
+}
+
+// inspect is Inspect of an open device.
+func inspect(ctx context.Context, dev image.Reader, path string) (*Inspection, error) {
 	sbs, err := image.ReadSuperblocks(dev, path)
 	if err != nil {
 		return nil, err
@@ -133,8 +142,10 @@ func Inspect(ctx context.Context, path string) (in *Inspection, err error) {
 	if err != nil {
 		return nil, err
 	}
-	in = &Inspection{Path: path, DeviceBytes: dev.Size(), Block: dev.IsBlock(), Superblock: superblockInfo(sbs), Checkpoints: checkpointInfos(sbs.Sound, areas),
-		Buckets: []BucketInfo{}, OpenSegments: []SegmentInfo{}}
+	in := &Inspection{
+		Path: path, DeviceBytes: dev.Size(), Superblock: superblockInfo(sbs), Checkpoints: checkpointInfos(sbs.Sound, areas),
+		Buckets: []BucketInfo{}, OpenSegments: []SegmentInfo{},
+	}
 	state, err := image.Load(dev, sbs.Sound, path)
 	if err == nil && ctx.Err() != nil {
 		err = wire.E("drive.inspect", wire.KindInterrupted, path, ctx.Err())

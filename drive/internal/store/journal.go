@@ -34,7 +34,7 @@ type journal struct {
 	prev    uint64      // checksum of the batch before
 	low     uint64      // all operations of batches up to this are finished
 	base    uint64      // checksum of the batch before the first of live
-	live    []batchInfo // from the last checkpoint on, in order; the last is next-1
+	live    liveBatches // from the last checkpoint on, in order; the last is next-1
 }
 
 // batchInfo is what is remembered of a batch until a checkpoint covers it.
@@ -99,9 +99,9 @@ func (j *journal) submit(recs ...format.Record) *ticket {
 func (j *journal) finish(t *ticket) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	first := j.next - uint64(len(j.live))
-	j.live[t.seq-first].outstanding--
-	for j.low+1 < j.next && (j.low+1 < first || j.live[j.low+1-first].outstanding == 0) {
+	first := j.next - uint64(j.live.len())
+	j.live.at(int(t.seq-first)).outstanding--
+	for j.low+1 < j.next && (j.low+1 < first || j.live.at(int(j.low+1-first)).outstanding == 0) {
 		j.low++
 	}
 }
@@ -202,13 +202,13 @@ func (j *journal) place(h *format.Batch) (int, error) {
 // room finds where n blocks fit: at the head, or at the start of the ring. One block stays free between head and tail.
 func (j *journal) room(n int) (int, bool) {
 	ring := j.sb.JournalBlocks()
-	if len(j.live) == 0 {
+	if j.live.len() == 0 {
 		if j.head+n <= ring {
 			return j.head, true
 		}
 		return 0, true
 	}
-	tail := j.live[0].pos
+	tail := j.live.at(0).pos
 	switch {
 	case j.head > tail && j.head+n <= ring:
 		return j.head, true
@@ -220,10 +220,10 @@ func (j *journal) room(n int) (int, bool) {
 
 // usedBlocks gives the blocks from the tail to the head.
 func (j *journal) usedBlocks() int {
-	if len(j.live) == 0 {
+	if j.live.len() == 0 {
 		return 0
 	}
-	used := j.head - j.live[0].pos
+	used := j.head - j.live.at(0).pos
 	if used < 0 {
 		used += j.sb.JournalBlocks()
 	}
@@ -253,7 +253,7 @@ func (j *journal) advance(h *format.Batch, pos, outstanding int) {
 	j.count.Add(1)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.live = append(j.live, batchInfo{sum: h.Sum, pos: pos, blocks: h.Blocks, outstanding: outstanding})
+	j.live.push(batchInfo{sum: h.Sum, pos: pos, blocks: h.Blocks, outstanding: outstanding})
 	j.next, j.prev, j.head = h.Seq+1, h.Sum, pos+h.Blocks
 }
 
@@ -261,13 +261,13 @@ func (j *journal) advance(h *format.Batch, pos, outstanding int) {
 func (j *journal) startCheckpoint() (seq uint64, block int, prev uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	first := j.next - uint64(len(j.live))
+	first := j.next - uint64(j.live.len())
 	seq, block, prev = j.low+1, j.head, j.prev
 	if seq < j.next {
-		block = j.live[seq-first].pos
+		block = j.live.at(int(seq - first)).pos
 		prev = j.base
 		if seq > first {
-			prev = j.live[seq-first-1].sum
+			prev = j.live.at(int(seq - first - 1)).sum
 		}
 	}
 	return seq, block, prev
@@ -277,10 +277,10 @@ func (j *journal) startCheckpoint() (seq uint64, block int, prev uint64) {
 func (j *journal) trim(seq uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	first := j.next - uint64(len(j.live))
+	first := j.next - uint64(j.live.len())
 	if n := int(seq - first); n > 0 {
-		j.base = j.live[n-1].sum
-		j.live = append([]batchInfo(nil), j.live[n:]...) // not in place: give the memory back
+		j.base = j.live.at(n - 1).sum
+		j.live.drop(n)
 	}
 	j.trimErr = nil
 	j.space.Broadcast()
@@ -298,5 +298,5 @@ func (j *journal) trimFailed(err error) {
 func (j *journal) dirty() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return len(j.live) > 0
+	return j.live.len() > 0
 }

@@ -98,9 +98,8 @@ func (s *Store) adopt(state *image.State) {
 	j.nonce = binary.LittleEndian.Uint64(nonce[:])
 	j.next, j.head, j.prev, j.base = found.Next, found.Head, found.Prev, found.Base
 	j.low = found.Next - 1 // whatever was under way is settled before the store is open
-	j.live = make([]batchInfo, len(found.Batches))
-	for i, b := range found.Batches {
-		j.live[i] = batchInfo{sum: b.Sum, pos: b.Block, blocks: b.Blocks}
+	for _, b := range found.Batches {
+		j.live.push(batchInfo{sum: b.Sum, pos: b.Block, blocks: b.Blocks})
 	}
 }
 

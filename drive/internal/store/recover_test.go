@@ -49,19 +49,20 @@ func TestJournalDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	live := s.journal.live
-	if len(live) != 20 {
-		t.Fatalf("%d batches to replay", len(live))
+	live := &s.journal.live
+	if live.len() != 20 {
+		t.Fatalf("%d batches to replay", live.len())
 	}
 	refused := 0
-	for i, b := range live {
+	for i := range live.len() {
+		b := live.at(i)
 		img := bytes.Clone(image)
 		img[s.sb.JournalOff+int64(b.pos)*format.BlockSize+84] ^= 4 // in the first record
 		_, err := Open(blockio.NewCrashDevice(img, false), Config{Arena: arena, Log: quiet()})
 		if wire.KindOf(err) == wire.KindCorrupt {
 			refused++
-		} else if i < len(live)-2 {
-			t.Errorf("batch %d of %d damaged: %v", i, len(live), err)
+		} else if i < live.len()-2 {
+			t.Errorf("batch %d of %d damaged: %v", i, live.len(), err)
 		}
 	}
 	if refused < 18 { // nothing tells of the last one, and of the one before only its low water
@@ -229,7 +230,7 @@ func TestStaleBatchDoesNotCount(t *testing.T) {
 		}
 		f.wantKind("delete", f.Delete(t.Context(), 1, []wire.StripID{tableID(1)}), wire.KindNone) // the second
 		image := f.base.Image()
-		at := f.sb.JournalOff + int64(f.journal.live[0].pos)*format.BlockSize
+		at := f.sb.JournalOff + int64(f.journal.live.at(0).pos)*format.BlockSize
 		close(resume)
 		<-done
 		_ = f.stop()

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -249,6 +250,11 @@ func TestCheckpointPauses(t *testing.T) {
 		holds++
 		strips += got
 	}
+	for first := 0; first < 1<<16; first += bucketSlice {
+		began := threadCPU()
+		s.fenceSlice(nil, first)
+		longest = max(longest, threadCPU()-began)
+	}
 	t.Logf("%d holds of the lock for %d strips, the longest took %v of CPU", holds, strips, longest)
 	if strips != n || longest > maxReadPause {
 		t.Errorf("%d of %d strips; the lock was held for %v at a time, want at most %v", strips, n, longest, maxReadPause)
@@ -309,4 +315,52 @@ func readOne(t testing.TB, s *Store, id wire.StripID) {
 		t.Error(status, err)
 	}
 	data.Release()
+}
+
+// TestTrimIsShort: the end of a checkpoint holds the journal's lock, and with it, by who finishes an operation, the store's, for less
+// than 5 ms of CPU, also when the ring is full of the smallest batches.
+func TestTrimIsShort(t *testing.T) {
+	const batches = 1 << 30 / format.BlockSize
+	j := &journal{next: batches + 1}
+	for range batches {
+		j.live.push(batchInfo{})
+	}
+	j.space = sync.NewCond(&j.mu)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	began := threadCPU()
+	j.trim(2) // forgets one, keeps all others
+	took := threadCPU() - began
+	t.Logf("%v", took)
+	if j.live.len() != batches-1 || took > maxReadPause {
+		t.Errorf("%d batches left, %v", j.live.len(), took)
+	}
+}
+
+// TestLiveBatches compares with a plain slice.
+func TestLiveBatches(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	var l liveBatches
+	var want []batchInfo
+	for n := uint64(0); n < 60_000; {
+		for range rng.IntN(3 * liveChunk) {
+			n++
+			l.push(batchInfo{sum: n})
+			want = append(want, batchInfo{sum: n})
+		}
+		drop := rng.IntN(len(want) + 1)
+		if rng.IntN(4) == 0 {
+			drop = min(len(want), liveChunk)
+		}
+		l.drop(drop)
+		want = want[drop:]
+		if l.len() != len(want) {
+			t.Fatalf("%d, want %d", l.len(), len(want))
+		}
+		for i := range want {
+			if *l.at(i) != want[i] {
+				t.Fatalf("the %d-th of %d is %d, want %d", i, len(want), l.at(i).sum, want[i].sum)
+			}
+		}
+	}
 }
