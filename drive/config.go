@@ -29,6 +29,11 @@ type Config struct {
 	Arena int64
 	// VerifyRate bounds what verification reads of each device, in bytes a second; 0 is 200 MiB.
 	VerifyRate int
+	// ScrubRate is what the drive reads of each device on its own to find what has rotted, in bytes a second; 0: one pass a week, and at
+	// least 1 MiB a second; negative: nothing.
+	ScrubRate int
+	// NoDiscard keeps it from telling devices what is free.
+	NoDiscard bool
 	// Engine says how device IO is done: "io_uring", "pread", or "auto" or "", which takes io_uring where it can be had and gains.
 	Engine string
 	// Version is of this software.

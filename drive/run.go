@@ -95,7 +95,8 @@ func (p *process) open(d Device) error {
 	began := time.Now()
 	monitor := health.New(nil)
 	s, err := store.Open(dev, store.Config{
-		Cluster: p.cfg.Cluster, Drive: d.ID, Arena: p.arena, Log: p.log, VerifyRate: p.cfg.VerifyRate, OnEvent: p.member.Event, Health: monitor,
+		Cluster: p.cfg.Cluster, Drive: d.ID, Arena: p.arena, Log: p.log, VerifyRate: p.cfg.VerifyRate,
+		ScrubRate: p.cfg.ScrubRate, NoDiscard: p.cfg.NoDiscard, OnEvent: p.member.Event, Health: monitor,
 	})
 	if err != nil {
 		return errors.Join(err, dev.Close())
@@ -104,7 +105,7 @@ func (p *process) open(d Device) error {
 	st, info := s.Stat(), dev.Info()
 	p.log.Info("drive is open", "drive", d.ID, "path", d.Path, "took", time.Since(began), "strips", st.Strips,
 		"freeBytes", st.FreeBytes, "sizeBytes", st.SizeBytes, "engine", info.Engine, "engineReason", info.EngineReason,
-		"flush", info.Flush, "direct", info.Direct, "directReason", info.DirectReason,
+		"flush", info.Flush, "direct", info.Direct, "directReason", info.DirectReason, "discard", info.Discard, "discardReason", info.DiscardReason,
 		"indexBytesWhenFull", index.MemoryBytesWhenFull(s.Superblock().DataBlocks()))
 	return nil
 }

@@ -156,6 +156,8 @@ func serve(ctx context.Context, validate func() error, run func(context.Context)
 func Drive(version string) *cobra.Command {
 	var c common
 	var device, engine string
+	var scrubRate int
+	var noDiscard bool
 	var id uint32
 	cmd := &cobra.Command{
 		Use: "drive", Short: "serve a drive; drive format makes one", Args: cobra.NoArgs,
@@ -163,7 +165,8 @@ func Drive(version string) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := drive.Config{
 				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen,
-				Arena: int64(c.arena), Devices: []drive.Device{{Path: device, ID: wire.DriveID(id)}}, Engine: engine, Version: version,
+				Arena: int64(c.arena), Devices: []drive.Device{{Path: device, ID: wire.DriveID(id)}}, Engine: engine,
+				ScrubRate: scrubRate, NoDiscard: noDiscard, Version: version,
 				Cores: pinned(), Log: logger(),
 			}
 			return serve(cmd.Context(), cfg.Validate, func(ctx context.Context) error { return drive.Run(ctx, cfg) })
@@ -172,6 +175,8 @@ func Drive(version string) *cobra.Command {
 	c.register(cmd)
 	cmd.Flags().StringVar(&device, "device", "", "the preallocated file or block device")
 	cmd.Flags().Uint32Var(&id, "drive-id", 0, "number of the drive in the cluster")
+	cmd.Flags().IntVar(&scrubRate, "scrub-rate", 0, "bytes a second that the drive reads to find what has rotted; 0: all of it once a week; -1: nothing")
+	cmd.Flags().BoolVar(&noDiscard, "no-discard", false, "do not tell the device what is free (TRIM)")
 	cmd.Flags().StringVar(&engine, "io-engine", "auto", "how device IO is done: io_uring, pread, or auto (io_uring where it can be had and gains)")
 	cmd.AddCommand(formatCmd())
 	return cmd
