@@ -5,9 +5,13 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/crakefs/crake/drive/internal/blockio"
 	"github.com/crakefs/crake/drive/internal/format"
@@ -286,4 +290,66 @@ func TestDiscardRuns(t *testing.T) {
 		t.Error(err)
 	}
 	checkSpace(t, r.Store, "at the end")
+}
+
+// TestDiscardGivesMemoryBack: on a file in memory, what was deleted goes back to the system; the rest stays.
+func TestDiscardGivesMemoryBack(t *testing.T) {
+	dir, err := os.MkdirTemp("/dev/shm", "crake-store-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	path := filepath.Join(dir, "drive")
+	const size = 160 << 20
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	dev, err := blockio.OpenFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Format(dev, testSuperblock(size)); err != nil {
+		t.Fatal(err)
+	}
+	held := func() int64 {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks * 512
+	}
+	f := &faulty{t: t, arena: newArena(t), rng: rand.New(rand.NewPCG(5, 6))}
+	if f.running, err = start(t, dev, f.arena, func(s *Store) {
+		s.discards.unit, s.discards.every, s.discards.pause = discardUnit, time.Hour, time.Nanosecond
+		s.startDiscards()
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var ids []wire.StripID
+	var kept []byte
+	for i := range uint64(256) { // 32 MiB
+		b, err := f.put(1, tableID(i), 32)
+		f.wantKind("put", err, wire.KindNone)
+		if i == 100 {
+			kept = b
+			continue
+		}
+		ids = append(ids, tableID(i))
+	}
+	full := held()
+	f.wantKind("delete", f.Delete(t.Context(), 1, ids), wire.KindNone)
+	f.pass()
+	if now := held(); full < 32<<20 || now > 4<<20 {
+		t.Errorf("the file holds %d bytes with 32 MiB of strips, and %d when they are gone", full, now)
+	}
+	f.wantBytes(tableID(100), kept)
+	if err := f.stop(); err != nil {
+		t.Error(err)
+	}
+	if err := dev.Close(); err != nil {
+		t.Error(err)
+	}
 }
