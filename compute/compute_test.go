@@ -152,7 +152,7 @@ func TestMoveUnderLoad(t *testing.T) {
 	var wg sync.WaitGroup
 	var clients []*client
 	var dirs []wire.Ino
-	counts := make([]int, 2)
+	pace := newPace(t, 2)
 	for i := range 2 {
 		cl := c.client(wire.ProcID(21 + i))
 		clients = append(clients, cl)
@@ -163,7 +163,6 @@ func TestMoveUnderLoad(t *testing.T) {
 			for n := 0; ; n++ {
 				select {
 				case <-stop:
-					counts[i] = n
 					return
 				default:
 				}
@@ -179,26 +178,28 @@ func TestMoveUnderLoad(t *testing.T) {
 					t.Errorf("rename %s: %v", name, err)
 					return
 				}
+				pace.did(i)
 			}
 		})
 	}
 	to := wire.ProcID(12)
-	for range 3 {
+	for round := 0; round < 3 || !pace.all(10); round++ {
+		if round == 50 || t.Failed() {
+			t.Fatalf("operations while all buckets moved %d times: %v", round, pace.counts())
+		}
 		for b := range wire.BucketID(testBuckets) {
 			c.mgmt.move(t, b, to)
 			eventually(t, "served again", func() bool { return c.served(b) })
 		}
 		to = 23 - to
 	}
+	pace.end()
 	close(stop)
 	wg.Wait()
 	for i, cl := range clients {
 		got := cl.names(dirs[1-i])
-		if len(got) != counts[i] {
-			t.Fatalf("client %d: %d names, made %d", i, len(got), counts[i])
-		}
-		if counts[i] < 3 {
-			t.Fatalf("client %d made only %d", i, counts[i])
+		if made := pace.counts()[i]; len(got) != int(made) {
+			t.Fatalf("client %d: %d names, made %d", i, len(got), made)
 		}
 	}
 }
@@ -222,7 +223,7 @@ func TestSelfFencing(t *testing.T) {
 	}
 	eventually(t, "it stops serving", func() bool { return ask() != nil })
 	wantKind(t, ask(), wire.KindUnavailable)
-	// A heartbeat before the silence may be up to heartbeatEvery old.
+	// A heartbeat before the silence may be up to half a second old.
 	if d := time.Since(silent); d > time.Second+100*time.Millisecond {
 		t.Fatalf("it stopped after %v, half of the lease is 1 s", d)
 	}

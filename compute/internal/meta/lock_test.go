@@ -82,6 +82,29 @@ func TestLockTime(t *testing.T) {
 	})
 }
 
+// Claim: a writer that gives up lets the readers behind it in, though the reader that it waited for stays.
+func TestLockLineMovesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := newLockTable()
+		first, err := table.acquire(t.Context(), 0, wantInode(1, false))
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { _, _ = table.acquire(t.Context(), time.Second, wantInode(1, true)) }()
+		synctest.Wait()
+		start := time.Now()
+		second, err := table.acquire(t.Context(), time.Hour, wantInode(1, false))
+		if d := time.Since(start); err != nil || d != time.Second {
+			t.Fatalf("after %v: %v", d, err)
+		}
+		first.release(nil)
+		second.release(nil)
+		if n := table.left(); n != 0 {
+			t.Errorf("%d locks are left", n)
+		}
+	})
+}
+
 // Claim: whatever meets (grants, ends of waits, cancels, all in the same moment), a lock is never had by two that exclude each other,
 // never lost, and in the end all are free.
 func TestLocksMeet(t *testing.T) {
