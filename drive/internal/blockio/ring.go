@@ -56,15 +56,15 @@ type ring struct {
 	reaping atomic.Bool  // the reaper is calling Dones, and will submit what they start
 	waiting atomic.Int32 // callers of synchronous methods
 	waiters sync.Pool    // of *waiter
+	stopped bool         // the reaper's: nothing will come any more
 
 	mu         sync.Mutex
 	slots      []slot
 	free       []uint32 // indexes of slots without an IO
 	first      *IO      // of those that wait for a slot or an entry, in order
 	last       *IO
-	submitting bool // somebody is in io_uring_enter, and will look again
-	retry      bool // a timer will submit
-	stopped    bool
+	submitting bool             // somebody is in io_uring_enter, and will look again
+	retry      bool             // a timer will submit
 	files      [maxDevices]bool // places taken
 }
 
@@ -138,14 +138,12 @@ func (g *ring) close() error {
 			return wire.Errorf("device.engine", wire.KindInvalid, "", "a device of the engine is still open")
 		}
 	}
-	g.stopped = true
 	g.mu.Unlock()
-	// An entry that does nothing wakes the reaper.
-	w := g.waiter()
-	w.io.prepare(&ringDevice{file: &file{}, g: g})
-	if err := g.wait(w); err != nil {
-		return err
-	}
+	// The last entry, which does nothing, ends the reaper: it alone says so, because a late wake-up may come before.
+	last := &IO{Done: func(*IO, error) { g.stopped = true }}
+	last.prepare(&ringDevice{file: &file{}, g: g})
+	g.start(last)
+	g.kick()
 	<-g.ended
 	close(g.block)
 	var errs []error
@@ -308,19 +306,12 @@ func (g *ring) reapAll() bool {
 		g.reaping.Store(false)
 		g.submit()
 		if n == 0 {
-			return g.isStopped()
+			return g.stopped
 		}
 		if n == len(cqes) {
 			runtime.Gosched()
 		}
 	}
-}
-
-// isStopped says that the ring is closed and nothing is under way.
-func (g *ring) isStopped() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.stopped && len(g.free) == len(g.slots) && g.first == nil
 }
 
 // complete ends, or begins again, the IOs of a batch; false: a completion makes no sense.
@@ -378,7 +369,7 @@ func (g *ring) wait(w *waiter) error {
 	g.kick()
 	err := <-w.ch
 	g.waiting.Add(-1)
-	w.io.Write, w.io.Off, w.io.P = false, 0, nil // nothing of it is left for close and Flush, which set none of it
+	w.io.Write, w.io.Off, w.io.P = false, 0, nil // nothing of it is left for Flush, which sets none of it
 	g.waiters.Put(w)
 	return err
 }
