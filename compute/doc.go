@@ -46,9 +46,10 @@
 //
 // # Reading order
 //
-// config.go, compute.go (Run), mgmt.go (registration, heartbeats), engine.go (opening a bucket); internal/own: lease.go,
-// bucket.go, owner.go, life.go; internal/session; internal/server: server.go, methods.go; internal/lease: table.go,
-// manager.go; internal/lock; internal/opens; then internal/meta, internal/store and internal/logfs by their own docs.
+// config.go, compute.go (Run), mgmt.go (the lease by heartbeats; the rest of that life is package wire/member), engine.go (opening a
+// bucket); internal/own: lease.go, bucket.go, owner.go, life.go; internal/session; internal/server: server.go, methods.go;
+// internal/lease: table.go, manager.go; internal/lock; internal/opens; then internal/meta, internal/store and internal/logfs by
+// their own docs.
 //
 // # How it fails, and the test
 //
@@ -56,6 +57,7 @@
 //	a newer incarnation runs                          Run returns              TestNewerIncarnation
 //	a bucket moves while requests run                 own, requests repeated   TestMoveUnderLoad
 //	processes are killed, one or both at once         the next owner replays   TestFailover, TestCrashes
+//	a machine vanishes with requests under way        asked anew by the map    TestOwnerVanishes (wire/route), TestCrashes
 //	too few drives for 2 s, a database that fails     BucketFailed, again      TestTooFewDrives, TestReopen
 //	a newer owner has fenced the drives               closed at once           TestDeposed
 //	a session does not answer a recall                reported to mgmt         TestSilentSession (internal/lease)

@@ -24,9 +24,9 @@
 // Bufs are counted: who receives one releases it. A handler owns the data of its request and gives its answer's away; a caller
 // lends the data of its request and owns that of the answer.
 //
-// Lock order: Router.setMu, then Router.mu; nothing under Router.mu. In rpc.Conn no lock is held while another is taken, but for
-// Arena.mu, the innermost of all, under writer.mu and serveMu, and the mutex of a request's ctx under serveMu. In Mem: memPipe.mu,
-// then memNet.mu.
+// Lock order: Router.setMu, then Router.mu or Pool.mu; nothing under Router.mu; under Pool.mu those of a Conn that is being closed. In
+// rpc.Conn no lock is held while another is taken, but for Arena.mu, the innermost of all, under writer.mu and serveMu, and the
+// mutex of a request's ctx under serveMu. In Mem: memPipe.mu, then memNet.mu.
 //
 // # How it fails, and the test for each
 //
@@ -44,6 +44,7 @@
 //   - The arena is exhausted: waits in order, by shares, never for ever (TestArenaShares, TestArenaWaitersInOrder;
 //     rpc: TestArenaExhausted).
 //   - The owner of a bucket moves or is away: asked again, with the newest map (route: TestBucketMoves, TestBucketGivesUp).
+//   - The owner of a bucket vanishes with its machine: left as soon as the map gives it up (route: TestOwnerVanishes; rpc: TestDrop).
 //   - A drive is away: found within moments, and not asked again for 200 ms (route: TestDrive, TestDriveHangs).
 //   - Mgmt is away: the last map stays in use (route: TestWatch); a watch that it lost is put anew (route: TestKick).
 //   - A leaked or doubly released Buf: found by tests with ArenaDebug (TestArenaFindsMistakes).
@@ -52,7 +53,7 @@
 //
 // ids.go (the vocabulary), errors.go, limits.go, clustermap.go, buf.go (the zero-copy rule), arena.go and arena_buddy.go (where Bufs
 // come from), message.go and codec.go (how messages are encoded), msg_*.go (the messages, by who answers them), segrecord.go (what lies
-// in a segment); then rpc (connections) and route (who owns what, and the one place for retries).
+// in a segment); then rpc (connections), route (who owns what, and the one place for retries) and member (a process's life with mgmt).
 //
 // PROTOCOL.md is the specification of the bytes.
 package wire
