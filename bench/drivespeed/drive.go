@@ -24,6 +24,7 @@ const benchDrive wire.DriveID = 1
 type server struct {
 	*driveload.Session
 	proc *pinned.Process
+	addr string
 	log  string // path
 }
 
@@ -58,7 +59,7 @@ func startEcho(ctx context.Context, cfg *config, dir string) (*server, error) {
 
 // startServer starts a process on the drive's core and connects to it.
 func startServer(ctx context.Context, cfg *config, cmd *exec.Cmd, dir string, lc driveload.Config) (*server, error) {
-	s := &server{log: filepath.Join(dir, "log")}
+	s := &server{addr: lc.Addr, log: filepath.Join(dir, "log")}
 	log, err := os.OpenFile(s.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -94,10 +95,10 @@ func (s *server) connect(ctx context.Context, lc driveload.Config) error {
 	}
 }
 
-// explain adds what the process said last.
+// explain adds what the process said last, where that may say why.
 func (s *server) explain(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.Is(err, context.Canceled) {
+		return err
 	}
 	text, _ := os.ReadFile(s.log)
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")

@@ -60,6 +60,7 @@ type row struct {
 	Unit   string                `json:"unit"`
 	Fio    map[fioEngine]*series `json:"fio"`
 	Wire   *series               `json:"wire_only"`
+	Bare   *series               `json:"bare_socket,omitempty"` // at depth 1
 	Crake  *series               `json:"crake"`
 	// Best is the engine of fio that the ratio is against; Ratio is of the medians.
 	Best  fioEngine `json:"fio_best"`
@@ -99,12 +100,13 @@ type report struct {
 	Profiles  []*profile   `json:"profiles,omitempty"`
 
 	wire map[string]*series // by job
+	bare map[string]*series // by job
 }
 
 func newReport(cfg *config) *report {
 	rep := &report{
 		Time: time.Now().UTC(), Go: runtime.Version(), DriveCore: cfg.cores.drive, LoadCore: cfg.cores.load, Size: cfg.size,
-		Runs: cfg.runs, Seconds: cfg.seconds, wire: map[string]*series{}, Version: firstLine(cfg.bin, "version"), Fio: firstLine("fio", "--version"),
+		Runs: cfg.runs, Seconds: cfg.seconds, wire: map[string]*series{}, bare: map[string]*series{}, Version: firstLine(cfg.bin, "version"), Fio: firstLine("fio", "--version"),
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
@@ -140,12 +142,14 @@ func (rep *report) addStrays(d *device, n int) {
 	}
 }
 
-func (rep *report) addWire(j job, s sample) {
-	if rep.wire[j.name()] == nil {
-		rep.wire[j.name()] = &series{}
+func (rep *report) addWire(j job, s sample) { addTo(rep.wire, j, s) }
+func (rep *report) addBare(j job, s sample) { addTo(rep.bare, j, s) }
+
+func addTo(m map[string]*series, j job, s sample) {
+	if m[j.name()] == nil {
+		m[j.name()] = &series{}
 	}
-	w := rep.wire[j.name()]
-	w.Samples = append(w.Samples, s)
+	m[j.name()].Samples = append(m[j.name()].Samples, s)
 }
 
 // row finds or makes the row of a job.
@@ -156,7 +160,8 @@ func (rep *report) row(d *device, j job) *row {
 		}
 	}
 	r := &row{
-		Device: d.name, Job: j.name(), Unit: j.unit(), Fio: map[fioEngine]*series{}, Wire: rep.wire[j.name()], Crake: &series{}, job: j,
+		Device: d.name, Job: j.name(), Unit: j.unit(), Fio: map[fioEngine]*series{}, Wire: rep.wire[j.name()], Bare: rep.bare[j.name()], Crake: &series{},
+		job: j,
 	}
 	rep.Rows = append(rep.Rows, r)
 	return r
@@ -242,7 +247,7 @@ func (rep *report) write(w io.Writer, asJSON bool) error {
 	}
 	fmt.Fprintln(w)
 	tw := tabwriter.NewWriter(w, 0, 8, 1, ' ', tabwriter.Debug)
-	fmt.Fprintln(tw, " device\t job\t unit\t fio\t by\t Crake\t Crake/fio\t wire only\t fio+wire\t us/op fio\t wire\t Crake\t busy drive\t load\t 90 %")
+	fmt.Fprintln(tw, " device\t job\t unit\t fio\t by\t Crake\t Crake/fio\t socket\t wire only\t fio+wire\t us/op fio\t wire\t Crake\t busy drive\t load\t 90 %")
 	for _, r := range rep.Rows {
 		r.print(tw)
 	}
@@ -270,7 +275,11 @@ func (r *row) print(w io.Writer) {
 			by += fmt.Sprintf("; %s: %.0f", engine, r.job.figure(s.middle(perSecond)))
 		}
 	}
-	fmt.Fprintf(w, " %s\t %s\t %s\t %s\t %s\t %s\t %.2f\t %.0f\t %.0f\t %.1f\t %.1f\t %.1f\t %.0f %%\t %.0f %%\t %s\n", r.Device, r.Job, r.Unit,
-		spread(best), by, spread(r.Crake), r.Ratio, r.job.figure(r.Wire.middle(perSecond)), r.job.figure(r.Bound), best.middle(cpuOf), r.Wire.middle(cpuOf),
+	socket := ""
+	if r.Bare != nil {
+		socket = fmt.Sprintf("%.0f", r.job.figure(r.Bare.middle(perSecond)))
+	}
+	fmt.Fprintf(w, " %s\t %s\t %s\t %s\t %s\t %s\t %.2f\t %s\t %.0f\t %.0f\t %.1f\t %.1f\t %.1f\t %.0f %%\t %.0f %%\t %s\n", r.Device, r.Job, r.Unit,
+		spread(best), by, spread(r.Crake), r.Ratio, socket, r.job.figure(r.Wire.middle(perSecond)), r.job.figure(r.Bound), best.middle(cpuOf), r.Wire.middle(cpuOf),
 		r.Crake.middle(cpuOf), 100*r.Crake.middle(busyOf), 100*r.Crake.middle(loadOf), r.Verdict)
 }

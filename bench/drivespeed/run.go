@@ -53,6 +53,14 @@ func (r *runner) wire(ctx context.Context) (err error) {
 					return err
 				}
 				r.rep.addWire(j, crakeSample(res))
+				if j.depth > 1 {
+					continue
+				}
+				bare, err := driveload.RunBare(ctx, driveload.BarePath(s.addr), j.kind, r.cfg.duration())
+				if err != nil {
+					return err
+				}
+				r.rep.addBare(j, sample{PerSecond: bare})
 			}
 		}
 		return nil

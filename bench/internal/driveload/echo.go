@@ -8,7 +8,8 @@ import (
 )
 
 // ServeEcho answers as a drive would whose device takes no time: reads with arbitrary bytes from memory, writes with success. It
-// shows what the wire alone costs. As in a drive, reads have no goroutine and writes have one each. It returns when ctx ends.
+// shows what the wire alone costs. As in a drive, reads have no goroutine and writes have one each. Beside it,
+// at BarePath, is the bare exchange. It returns when ctx ends.
 func ServeEcho(ctx context.Context, addr string, cluster wire.ClusterID) error {
 	arena, err := wire.NewArena(arenaBytes)
 	if err != nil {
@@ -21,7 +22,7 @@ func ServeEcho(ctx context.Context, addr string, cluster wire.ClusterID) error {
 	if err != nil {
 		return err
 	}
-	return l.Serve(ctx)
+	return serveBoth(ctx, addr, l.Serve)
 }
 
 type echo struct {

@@ -3,6 +3,9 @@ package driveload
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -293,6 +296,41 @@ func TestEcho(t *testing.T) {
 		if r, err := s.Run(ctx, testJob(k, 4)); err != nil || r.Ops == 0 {
 			t.Errorf("%s: %d operations, %v", k, r.Ops, err)
 		}
+		if n, err := RunBare(ctx, BarePath(addr), k, 10*time.Millisecond); err != nil || n <= 0 {
+			t.Errorf("%s, bare: %g a second, %v", k, n, err)
+		}
+	}
+}
+
+// Claim: a bare exchange ends with its context, and the server drops a peer that asks for too much, and serves on.
+func TestBare(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "b")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- ServeBare(ctx, path) }()
+	var c net.Conn
+	for {
+		var err error
+		if c, err = net.Dial("unix", path); err == nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte{8, 0, 0, 0, 255, 255, 255, 255}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("a request for 4 GiB: %v", err)
+	}
+	short, stop := context.WithTimeout(ctx, 30*time.Millisecond)
+	defer stop()
+	if _, err := RunBare(short, path, Read4K, time.Hour); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("interrupted: %v", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 
