@@ -74,8 +74,24 @@ func health(in *healthInput) api.Health {
 	switch {
 	case in.stopping:
 		h.State = api.HealthStopping
-	case in.starting && h.State != api.HealthOK:
+	case in.starting && in.pending() && h.State != api.HealthOK:
 		h.State = api.HealthStarting
 	}
 	return h
+}
+
+// pending says that something may come up yet. What has failed for good does not.
+func (in *healthInput) pending() bool {
+	if d := in.drives.count; d.Up+d.Failed < d.Total || in.buckets.Opening+in.buckets.Unowned > 0 {
+		return true
+	}
+	if n := in.procs["compute"]; n.Up < n.Total {
+		return true
+	}
+	for _, m := range in.mounts {
+		if !m.Ready {
+			return true
+		}
+	}
+	return false
 }

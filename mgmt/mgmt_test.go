@@ -667,6 +667,11 @@ func TestHealth(t *testing.T) {
 		{api.HealthDegraded, "drive 3 has failed: gone", func(in *healthInput) {
 			in.drives.count, in.drives.failed = api.DriveCount{Up: 5, Total: 6, Failed: 1}, []driveNote{{id: 3, reason: "gone"}}
 		}},
+		{api.HealthDegraded, "drive 3 has failed: gone", func(in *healthInput) { // it is not waited for
+			in.starting = true
+			in.drives.count, in.drives.failed = api.DriveCount{Up: 5, Total: 6, Failed: 1}, []driveNote{{id: 3, reason: "gone"}}
+		}},
+		{api.HealthStarting, "2 of 6 drives are down", func(in *healthInput) { in.starting, in.drives.count.Up = true, 4 }},
 		{api.HealthDegraded, "2 more drives have failed", func(in *healthInput) { in.drives.failed = make([]driveNote, maxNamed+2) }},
 		{api.HealthDegraded, "drive 4 is slow: reads", func(in *healthInput) { in.drives.problems = []driveNote{{id: 4, problem: "slow: reads"}} }},
 		{api.HealthUnavailable, "in 2 of 6 failure domains, and logs need 3: all writes wait", func(in *healthInput) { in.drives.upDomains = 2 }},

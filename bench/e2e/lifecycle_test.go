@@ -225,7 +225,7 @@ func TestPromisedKeys(t *testing.T) {
 	}{
 		{[]string{"dev", "ps"}, "role name pid cores version state"},
 		{[]string{"cluster", "process"}, "role name pid cores version state rss_bytes restarts"},
-		{[]string{"cluster", "drive"}, "id process path state size_bytes free_bytes"},
+		{[]string{"cluster", "drive"}, "id process path state size_bytes free_bytes reason problem read_ns write_ns flush_ns errors corrupt engine flush"},
 		{[]string{"cluster", "bucket"}, "id owner epoch state"},
 		{[]string{"fs", "ls"}, "id name mounts"},
 		{[]string{"events"}, "id time severity type text"},
@@ -244,7 +244,7 @@ func TestPromisedKeys(t *testing.T) {
 	}
 	var st map[string]json.RawMessage
 	must(t, c.JSON(&st, "status"))
-	for _, k := range strings.Fields("cluster_id name version health protection processes buckets capacity filesystems mounts drives") {
+	for _, k := range strings.Fields("cluster_id name version health protection processes buckets capacity filesystems mounts drives advice") {
 		if _, ok := st[k]; !ok {
 			t.Errorf("status has no key %s", k)
 		}

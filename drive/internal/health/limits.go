@@ -27,8 +27,10 @@ const (
 	// be called slow, not one long IO.
 	windowLength = time.Second
 	meanWindows  = 10
-	// minIOs is how many IOs of the last ten seconds make a mean worth judging by.
-	minIOs = 16
+	// minIOs of the last ten seconds make a mean worth judging by, or fewer that took minTime together: a slow device does few, and
+	// slows its peers down, which wait for it.
+	minIOs  = 8
+	minTime = 2 * time.Second
 	// sampleAll and sampleEvery: of each second's IOs the first so many are timed, then one in so many.
 	sampleAll   = 256
 	sampleEvery = 16

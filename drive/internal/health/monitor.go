@@ -202,7 +202,7 @@ func (m *Monitor) Means() (read, write, flush time.Duration) {
 			sum += w.sum[op].Load()
 			count += w.count[op].Load()
 		}
-		if count >= minIOs {
+		if count >= minIOs || time.Duration(sum) >= minTime {
 			mean[op] = max(1, time.Duration(sum/count))
 		}
 	}

@@ -48,7 +48,7 @@ func TestMeans(t *testing.T) {
 	if r, w, f := m.Means(); r != 0 || w != 0 || f != 0 {
 		t.Errorf("means %v %v %v of too few", r, w, f)
 	}
-	m.Note(Read, 17*time.Millisecond, nil)
+	m.Note(Read, (minIOs+1)*time.Millisecond, nil)
 	if r, _, _ := m.Means(); r != 2*time.Millisecond {
 		t.Errorf("mean %v, want 2 ms", r)
 	}
@@ -67,6 +67,12 @@ func TestMeans(t *testing.T) {
 	}
 	if r, _, _ := m.Means(); r != 10*time.Microsecond {
 		t.Errorf("mean %v: a failed IO must not count", r)
+	}
+	run(c, m, 11*time.Second, nil)
+	m.Note(Write, 1999*time.Millisecond, nil)
+	m.Note(Flush, 2*time.Second, nil) // one, but long: this says something
+	if _, w, f := m.Means(); w != 0 || f != 2*time.Second {
+		t.Errorf("means %v %v of one long IO each", w, f)
 	}
 	run(c, m, 11*time.Second, nil)
 	if r, w, f := m.Means(); r != 0 || w != 0 || f != 0 {

@@ -186,6 +186,7 @@ func (c *Core) Tick(now Millis) {
 		if p.State != wire.ProcDown && now-l.Heard > c.leaseMs {
 			c.event(wire.SeverityError, "process.hung", p.Name, fmt.Sprintf("pid %d: no heartbeat for %d ms", p.PID, now-l.Heard))
 			c.kill(p, p.PID, "no heartbeat for its lease")
+			c.hungDrive(now, p)
 			c.down(p)
 		}
 		if len(p.Old) > 0 && now > l.fence {

@@ -20,15 +20,14 @@ import (
 
 // deviceHealth is what is known of a drive's device and not durable.
 type deviceHealth struct {
-	troubles []trouble        // reports of the last TroubleWindowMs, oldest first, at most MaxTroubles
-	ignore   wire.Incarnation // what this run says of a fault was answered by Activate
-	alert    string           // why it should be failed; "" when it should not, or is
-	slow     string           // how it is slow now, in numbers; "" is not
-	slowFrom Millis           // since when, if slow is not ""
-	warned   bool             // an event told of it
+	troubles []trouble           // reports of the last TroubleWindowMs, oldest first, at most MaxTroubles
+	ignore   wire.Incarnation    // what this run says of a fault was answered by Activate
+	alert    string              // why it should be failed; "" when it should not, or is
+	spells   [len(slowOps)]spell // of slowness, by kind of IO
+	warned   bool                // an event told of one
 }
 
-// trouble is the end of a run because of the device.
+// trouble is the end of a run because of the device, as far as one can tell.
 type trouble struct {
 	at   Millis
 	pid  uint32
@@ -57,8 +56,8 @@ func (c *Core) device(id wire.DriveID) *deviceHealth {
 func (c *Core) DriveHealth(id wire.DriveID) DriveHealth {
 	h := c.device(id)
 	out := DriveHealth{Alert: h.alert, Troubles: len(h.troubles)}
-	if h.warned {
-		out.Slow = h.slow
+	if s := h.worst(); h.warned && s != nil {
+		out.Slow = s.text()
 	}
 	return out
 }
@@ -94,6 +93,16 @@ func (c *Core) Trouble(now Millis, r *wire.DriveTroubleReq) error {
 		c.event(wire.SeverityWarning, "drive.trouble", p.Name, fmt.Sprintf("drive %d, pid %d: %s", d.ID, r.PID, t.text))
 	}
 	return nil
+}
+
+// hungDrive notes that the process of a drive was silent for its lease: a device that hangs may take its process with it.
+// Preconditions: it is not down yet.
+func (c *Core) hungDrive(now Millis, p *Proc) {
+	if p.Role != wire.RoleDrive || c.s.Drives[p.Drive] == nil || p.PID == 0 {
+		return
+	}
+	req := wire.DriveTroubleReq{Proc: p.ID, PID: p.PID, Drive: p.Drive, Text: "its process sent no heartbeat for its lease and was killed"}
+	_ = c.Trouble(now, &req) // it is that process's drive
 }
 
 // opened forgets the troubles of opening the drives of a process: it has registered, so they are open now.
@@ -145,8 +154,8 @@ func (c *Core) reason(now Millis, d *Drive, h *deviceHealth) (why string, spare 
 	if n := len(h.troubles); n >= TroubleLimit && h.troubles[n-1].at-h.troubles[0].at >= TroubleMinMs {
 		return fmt.Sprintf("its process ended %d times in %d s because of it: %s", n, (now-h.troubles[0].at)/1000, h.troubles[n-1].text), 0
 	}
-	if h.slow != "" && now-h.slowFrom >= SlowFailMs {
-		return fmt.Sprintf("for %d s %s", (now-h.slowFrom)/1000, h.slow), 1
+	if s := h.worst(); s != nil && s.lasted >= SlowFailMs {
+		return s.text(), 1
 	}
 	return "", 0
 }
@@ -216,7 +225,7 @@ func idText(ids []wire.DriveID) string {
 func (c *Core) failDrive(d *Drive, why string) {
 	d.Failed, d.Reason = true, why
 	h := c.device(d.ID)
-	h.alert, h.slow, h.warned = "", "", false
+	h.alert, h.spells, h.warned = "", [len(slowOps)]spell{}, false
 	c.dirty, c.pgDirty = true, true
 	c.event(wire.SeverityError, "drive.failed", c.name(d.Proc), fmt.Sprintf("drive %d (%s): %s", d.ID, d.Path, why))
 }

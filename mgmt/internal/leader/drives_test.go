@@ -222,12 +222,31 @@ func TestTroubles(t *testing.T) {
 			f.start("drive0")
 			f.run(5000)
 		}, "uuuuuu"},
-		{"stops taking writes three times", func(f *fixture) {
-			for range 3 {
+		{"stops taking writes five times", func(f *fixture) {
+			for range 5 {
+				trouble(f, 1, true)
+				f.run(8000)
+			}
+		}, "fuuuuu"},
+		{"stops taking writes four times", func(f *fixture) {
+			for range 4 {
 				trouble(f, 1, true)
 				f.run(16_000)
 			}
+			f.start("drive0")
+			f.run(2000)
+		}, "uuuuuu"},
+		{"hangs five times", func(f *fixture) {
+			for range 5 {
+				f.start("drive0")
+				f.run(20_000, "drive0")
+			}
 		}, "fuuuuu"},
+		{"hangs once", func(f *fixture) {
+			f.run(20_000, "drive0")
+			f.start("drive0")
+			f.run(60_000)
+		}, "uuuuuu"},
 		{"a glitch every six minutes", func(f *fixture) {
 			for range 6 {
 				trouble(f, 1, true)
@@ -298,6 +317,39 @@ func TestSlow(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A drive that is slow whenever it can be compared, but often cannot, is slow: a slow drive is given little to do, and its peers wait
+// for it. After a minute without a comparison it is forgotten.
+func TestSlowWithGaps(t *testing.T) {
+	f := newFixture(t, 6, 0, 4)
+	set := func(ms ...uint64) {
+		for i, v := range ms {
+			f.say(i+1, func(st *wire.DriveStatResp) { st.WriteNs = v * 1e6 })
+		}
+	}
+	for range 3 {
+		set(1, 1, 1, 1, 1, 500)
+		f.run(9000)
+		set(1, 0, 0, 0, 1, 500)
+		f.run(9000)
+		set(1, 1, 1, 1, 1, 0)
+		f.run(9000)
+	}
+	f.wantStates("uuuuuu")
+	f.wantEvents("drive.slow", 1, "drive 6: for 15 s writes take 500.0 ms")
+	set(1, 1, 1, 1, 1, 500)
+	f.run(6000)
+	f.wantStates("uuuuuf")
+	f = newFixture(t, 6, 0, 4)
+	set(1, 1, 1, 1, 1, 500)
+	f.run(25_000)
+	set(1, 1, 1, 1, 1, 0)
+	f.run(62_000)
+	f.wantEvents("drive.slow", 2, "not slower")
+	set(1, 1, 1, 1, 1, 500)
+	f.run(25_000)
+	f.wantStates("uuuuuu")
 }
 
 // A spell of slowness that ends is told, and the next counts from its own beginning; other kinds of device are no peers; and

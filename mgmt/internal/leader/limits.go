@@ -32,9 +32,9 @@ const (
 	// JudgeMs is how often drives are judged; their means are of ten seconds.
 	JudgeMs = 1000
 	// TroubleLimit reports of trouble within TroubleWindowMs, the first and the last TroubleMinMs apart, make a drive a failed
-	// one. One report may be a glitch that a restart mends. A device may also appear late: udev and multipath settle
+	// one: one report may be a glitch that a restart mends. (Ceph's OSDs stop after five in ten minutes, too.) A device may also appear late: udev and multipath settle
 	// within some tens of seconds of a boot, and the process is started again at least every five seconds.
-	TroubleLimit    = 3
+	TroubleLimit    = 5
 	TroubleWindowMs = 600_000
 	TroubleMinMs    = 30_000
 	// MaxTroubles bounds what is remembered of them: one in five seconds for a minute.
@@ -43,10 +43,13 @@ const (
 	// tidies up inside, hardly ever by eight, and of fewer peers nobody knows who is the odd one.
 	SlowFactor = 8
 	SlowPeers  = 3
-	// SlowWarnMs and SlowFailMs are for how long a drive must be slow, on top of the ten seconds of the means: flash that
-	// collects garbage and disks that recalibrate pause for seconds.
-	SlowWarnMs = 10_000
+	// SlowWarnMs and SlowFailMs are for how long a drive must be slow. The means are of ten seconds, so one long IO makes no spell
+	// of more; flash that collects garbage and disks that recalibrate pause for seconds.
+	SlowWarnMs = 15_000
 	SlowFailMs = 30_000
+	// SlowForgetMs is how long a spell of slowness lasts without anybody being able to tell: a slow drive that is given nothing to do
+	// does not get well by that.
+	SlowForgetMs = 60_000
 	// FreshMs is the age up to which a heartbeat's means are compared: four heartbeats.
 	FreshMs = 2000
 	// MaxPGs and PGsPerDrive set how many placement groups there are: enough that a drive's strips are spread over many

@@ -1,6 +1,7 @@
 package leader
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -27,32 +28,51 @@ type driveKind struct {
 	sizeBytes     uint64
 }
 
-// judgeSlow compares each drive with its peers: others of its kind that are up and have said something in the last moments.
+// spell is a time in which a drive is slow in one kind of IO.
+type spell struct {
+	how    string // in numbers, as last seen; "": there is none
+	lasted Millis // for how long it was seen to be slow; time in which nobody could tell does not count
+	seen   Millis // when last
+}
+
+func (s *spell) text() string { return fmt.Sprintf("for %d s %s", s.lasted/1000, s.how) }
+
+// worst gives the longest spell, or nil.
+func (h *deviceHealth) worst() *spell {
+	var worst *spell
+	for i := range h.spells {
+		if s := &h.spells[i]; s.how != "" && (worst == nil || s.lasted > worst.lasted) {
+			worst = s
+		}
+	}
+	return worst
+}
+
+// judgeSlow compares each drive with its peers: others of its kind that are up and have said something in the last moments. It is
+// called every JudgeMs or so.
 func (c *Core) judgeSlow(now Millis) {
 	kinds := map[driveKind][]*Drive{}
 	for _, id := range c.s.DriveIDs() {
 		d := c.s.Drives[id]
 		st, l := c.DriveStat(d), c.live[d.Proc]
-		if st == nil || c.s.driveState(d) != wire.DriveUp || now-l.Heard > FreshMs {
-			c.noteSlow(now, d, "")
-			continue
+		if st != nil && c.s.driveState(d) == wire.DriveUp && now-l.Heard <= FreshMs {
+			k := driveKind{st.Engine, st.Flush, st.SizeBytes}
+			kinds[k] = append(kinds[k], d)
 		}
-		k := driveKind{st.Engine, st.Flush, st.SizeBytes}
-		kinds[k] = append(kinds[k], d)
 	}
 	for _, drives := range kinds {
-		how := map[wire.DriveID]string{}
-		for i := range slowOps {
-			c.compare(drives, i, how)
+		for op := range slowOps {
+			c.compare(now, drives, op)
 		}
-		for _, d := range drives {
-			c.noteSlow(now, d, how[d.ID])
-		}
+	}
+	for _, id := range c.s.DriveIDs() {
+		c.noteSlow(now, c.s.Drives[id])
 	}
 }
 
-// compare finds the drives of a kind that are slow in one kind of IO.
-func (c *Core) compare(drives []*Drive, op int, how map[wire.DriveID]string) {
+// compare finds the drives of a kind that are slow in one kind of IO, and those that are not. Of the others, which do too little or
+// have too few peers that do something, nobody can tell.
+func (c *Core) compare(now Millis, drives []*Drive, op int) {
 	o := &slowOps[op]
 	type timing struct {
 		id wire.DriveID
@@ -68,13 +88,10 @@ func (c *Core) compare(drives []*Drive, op int, how map[wire.DriveID]string) {
 		return
 	}
 	slices.SortFunc(all, func(a, b timing) int {
-		switch {
-		case a.ns < b.ns:
-			return -1
-		case a.ns > b.ns:
-			return 1
+		if n := cmp.Compare(a.ns, b.ns); n != 0 {
+			return n
 		}
-		return int(a.id) - int(b.id)
+		return cmp.Compare(a.id, b.id)
 	})
 	for i, t := range all {
 		// The lower median of the others: of n-1 the one at (n-2)/2, and all above t move down by one.
@@ -82,28 +99,33 @@ func (c *Core) compare(drives []*Drive, op int, how map[wire.DriveID]string) {
 		if mid >= i {
 			mid++
 		}
-		if peers := all[mid].ns; t.ns >= o.floorNs && t.ns/SlowFactor > peers && how[t.id] == "" {
-			how[t.id] = fmt.Sprintf("%s take %.1f ms, those of its %d peers %.1f ms", o.name, float64(t.ns)/1e6, len(all)-1, float64(peers)/1e6)
+		s := &c.device(t.id).spells[op]
+		peers := all[mid].ns
+		if t.ns < o.floorNs || t.ns/SlowFactor <= peers {
+			*s = spell{}
+			continue
 		}
+		s.lasted += JudgeMs
+		s.seen = now
+		s.how = fmt.Sprintf("%s take %.1f ms, those of its %d peers %.1f ms", o.name, float64(t.ns)/1e6, len(all)-1, float64(peers)/1e6)
 	}
 }
 
-// noteSlow keeps since when a drive is slow, and tells people.
-func (c *Core) noteSlow(now Millis, d *Drive, how string) {
+// noteSlow forgets spells of long ago and tells people of those that begin and end.
+func (c *Core) noteSlow(now Millis, d *Drive) {
 	h := c.device(d.ID)
-	switch {
-	case how == "":
-		if h.warned {
-			c.event(wire.SeverityInfo, "drive.slow", c.name(d.Proc), fmt.Sprintf("drive %d is not slower than its peers any more", d.ID))
+	for i := range h.spells {
+		if s := &h.spells[i]; s.how != "" && now-s.seen > SlowForgetMs {
+			*s = spell{}
 		}
-		h.slow, h.warned = "", false
-		return
-	case h.slow == "":
-		h.slowFrom = now
 	}
-	h.slow = how
-	if !h.warned && now-h.slowFrom >= SlowWarnMs {
+	s := h.worst()
+	switch {
+	case s == nil && h.warned:
+		h.warned = false
+		c.event(wire.SeverityInfo, "drive.slow", c.name(d.Proc), fmt.Sprintf("drive %d is not slower than its peers any more", d.ID))
+	case s != nil && s.lasted >= SlowWarnMs && !h.warned:
 		h.warned = true
-		c.event(wire.SeverityWarning, "drive.slow", c.name(d.Proc), fmt.Sprintf("drive %d: for %d s %s", d.ID, (now-h.slowFrom)/1000, how))
+		c.event(wire.SeverityWarning, "drive.slow", c.name(d.Proc), fmt.Sprintf("drive %d: %s", d.ID, s.text()))
 	}
 }
