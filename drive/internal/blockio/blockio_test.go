@@ -189,6 +189,10 @@ func loopDevice(t *testing.T, file string) string {
 				_ = unix.IoctlSetInt(int(l.Fd()), unix.LOOP_CLR_FD, 0)
 				_ = l.Close()
 			})
+			// Who had the number before may have left it read-only.
+			if err := unix.IoctlSetPointerInt(int(l.Fd()), unix.BLKROSET, 0); err != nil {
+				t.Fatal(err)
+			}
 			return path
 		}
 		_ = l.Close()
