@@ -165,26 +165,29 @@ func TestLogsNeedDrives(t *testing.T) {
 	f.wantEvents("drive.fault", 1, "the logs of protection 2+2 need 3: all writes would wait")
 }
 
+// trouble lets a run of a drive's process end because of the device, after it had registered or before.
+func (f *fixture) trouble(drive int, ran bool) {
+	f.t.Helper()
+	name := fmt.Sprintf("drive%d", drive-1)
+	p := f.c.s.ProcNamed(name)
+	f.pid++
+	pid := f.pid
+	if ran {
+		f.register(name, pid)
+	}
+	for range 2 { // each is sent twice
+		if err := f.c.Trouble(f.now, &wire.DriveTroubleReq{Proc: p.ID, PID: pid, Drive: wire.DriveID(drive), Text: "no such file"}); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	delete(f.runs, p.ID)
+	f.c.Exited(f.now, p.ID, pid)
+	f.take()
+}
+
 // Runs that end because of the device: again and again over some time they fail the drive, a burst of restarts and one now and
 // then do not, and troubles of opening are forgotten when it opens.
 func TestTroubles(t *testing.T) {
-	trouble := func(f *fixture, drive int, ran bool) {
-		name := fmt.Sprintf("drive%d", drive-1)
-		p := f.c.s.ProcNamed(name)
-		f.pid++
-		pid := f.pid
-		if ran {
-			f.register(name, pid)
-		}
-		for range 2 { // each is sent twice
-			if err := f.c.Trouble(f.now, &wire.DriveTroubleReq{Proc: p.ID, PID: pid, Drive: wire.DriveID(drive), Text: "no such file"}); err != nil {
-				f.t.Fatal(err)
-			}
-		}
-		delete(f.runs, p.ID)
-		f.c.Exited(f.now, p.ID, pid)
-		f.take()
-	}
 	for _, tc := range []struct {
 		name string
 		do   func(f *fixture)
@@ -192,19 +195,19 @@ func TestTroubles(t *testing.T) {
 	}{
 		{"cannot be opened, tried every five seconds", func(f *fixture) {
 			for range 8 {
-				trouble(f, 1, false)
+				f.trouble(1, false)
 				f.run(5000)
 			}
 		}, "fuuuuu"},
 		{"not yet", func(f *fixture) {
 			for range 6 {
-				trouble(f, 1, false)
+				f.trouble(1, false)
 				f.run(5000)
 			}
 		}, "duuuuu"},
 		{"many restarts in a moment, then well", func(f *fixture) {
 			for range 20 {
-				trouble(f, 1, true)
+				f.trouble(1, true)
 				f.run(300)
 			}
 			f.start("drive0")
@@ -212,25 +215,25 @@ func TestTroubles(t *testing.T) {
 		}, "uuuuuu"},
 		{"appears late after a boot, later one glitch", func(f *fixture) {
 			for range 6 {
-				trouble(f, 1, false)
+				f.trouble(1, false)
 				f.run(4000)
 			}
 			f.start("drive0")
 			f.run(60_000)
-			trouble(f, 1, true)
+			f.trouble(1, true)
 			f.run(1000)
 			f.start("drive0")
 			f.run(5000)
 		}, "uuuuuu"},
 		{"stops taking writes five times", func(f *fixture) {
 			for range 5 {
-				trouble(f, 1, true)
+				f.trouble(1, true)
 				f.run(8000)
 			}
 		}, "fuuuuu"},
 		{"stops taking writes four times", func(f *fixture) {
 			for range 4 {
-				trouble(f, 1, true)
+				f.trouble(1, true)
 				f.run(16_000)
 			}
 			f.start("drive0")
@@ -249,7 +252,7 @@ func TestTroubles(t *testing.T) {
 		}, "uuuuuu"},
 		{"a glitch every six minutes", func(f *fixture) {
 			for range 6 {
-				trouble(f, 1, true)
+				f.trouble(1, true)
 				f.start("drive0")
 				f.run(360_000)
 			}
@@ -257,7 +260,7 @@ func TestTroubles(t *testing.T) {
 		{"more than the protection bears", func(f *fixture) {
 			for range 10 {
 				for d := range 4 {
-					trouble(f, d+1, false)
+					f.trouble(d+1, false)
 				}
 				f.run(5000)
 			}
@@ -273,6 +276,10 @@ func TestTroubles(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is no drive of the process that tells is refused.
+func TestTroubleOfOthers(t *testing.T) {
 	f := newFixture(t, 6, 0, 4)
 	for _, r := range []wire.DriveTroubleReq{{Proc: f.id("drive0"), PID: 7, Drive: 2}, {Proc: 99, PID: 7, Drive: 1}, {Proc: f.id("drive0"), Drive: 1}, {Proc: f.id("drive0"), PID: 1, Drive: 99}} {
 		if err := f.c.Trouble(f.now, &r); wire.KindOf(err) != wire.KindRefused {
