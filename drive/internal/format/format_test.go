@@ -162,6 +162,35 @@ func TestEveryBitCounts(t *testing.T) {
 	}
 }
 
+// TestRecordBounds: what a record says of blocks is bounded by the data area and by the largest strip; index.entry relies on it.
+func TestRecordBounds(t *testing.T) {
+	id := sampleRecords()[0].ID
+	const area = 1 << 23
+	for _, c := range []struct {
+		what string
+		r    Record
+		ok   bool
+	}{
+		{"the largest strip", Record{Type: RecordPut, ID: id, Runs: []Run{MakeRun(0, MaxStripBlocks)}}, true},
+		{"a larger one", Record{Type: RecordPut, ID: id, Runs: []Run{MakeRun(0, MaxStripBlocks+1)}}, false},
+		{"a larger one in two runs", Record{Type: RecordPut, ID: id, Runs: []Run{MakeRun(0, MaxStripBlocks), MakeRun(5000, 1)}}, false},
+		{"a run of a segment that is larger", Record{Type: RecordAlloc, ID: id, Runs: []Run{MakeRun(0, MaxStripBlocks+1)}}, true},
+		{"an empty run", Record{Type: RecordAlloc, ID: id, Runs: []Run{MakeRun(5, 0)}}, false},
+		{"the end of the area", Record{Type: RecordAlloc, ID: id, Runs: []Run{MakeRun(area-1, 1)}}, true},
+		{"beyond it", Record{Type: RecordAlloc, ID: id, Runs: []Run{MakeRun(area-1, 2)}}, false},
+		{"far beyond it", Record{Type: RecordAlloc, ID: id, Runs: []Run{MakeRun(1<<40-1, 1<<24-1)}}, false},
+		{"a length that is not of blocks", Record{Type: RecordSeal, ID: id, Len: 5}, false},
+		{"a length beyond the area", Record{Type: RecordSeal, ID: id, Len: (area + 1) * BlockSize}, false},
+		{"a bucket that is none", Record{Type: RecordFence, Arg: 1 << 16, Epoch: 1}, false},
+	} {
+		var got Record
+		_, err := DecodeRecord(c.r.Append(nil), area, &got)
+		if (err == nil) != c.ok || err != nil && !errors.Is(err, wire.KindCorrupt) {
+			t.Errorf("%s: %v", c.what, err)
+		}
+	}
+}
+
 func TestNewerVersionIsRefused(t *testing.T) {
 	sb := sampleSuperblock()
 	sb.Version = CurrentVersion + 1

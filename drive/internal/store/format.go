@@ -15,7 +15,10 @@ func Format(dev blockio.Device, sb *format.Superblock) error {
 	}
 	b := blockio.AlignedBytes(format.BlockSize)
 	offs := sb.SuperblockOffsets()
-	for _, off := range []int64{offs[0], offs[1], sb.CheckpointOff[1]} { // an earlier life ends here
+	// An earlier life ends here. Its superblock may have a copy at the end of the device, beyond what is used now: were the first
+	// one damaged later, that would be found and believed.
+	last := dev.Size()&^(format.BlockSize-1) - format.BlockSize
+	for _, off := range []int64{offs[0], offs[1], last, sb.CheckpointOff[1]} {
 		if err := dev.WriteAt(b, off); err != nil {
 			return err
 		}

@@ -113,6 +113,24 @@ func TestReformatted(t *testing.T) {
 	}
 }
 
+// TestReformattedSmaller: a drive that was formatted again, to use less of its device, does not become the old one when its
+// first superblock is damaged.
+func TestReformattedSmaller(t *testing.T) {
+	image, _ := populated(t)
+	dev := blockio.NewCrashDevice(image, true)
+	sb := testSuperblock(int64(len(image)) / 2)
+	sb.FormatID++
+	if err := Format(dev, sb); err != nil {
+		t.Fatal(err)
+	}
+	if err := dev.WriteAt(blockio.AlignedBytes(format.BlockSize), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dev, Config{Log: quiet()}); wire.KindOf(err) != wire.KindRefused {
+		t.Errorf("the old superblock counts: %v", err)
+	}
+}
+
 // mutate changes some bytes of the metadata of an image: flips, zeroed or swapped blocks.
 func mutate(rng *rand.Rand, img []byte, sb *format.Superblock) string {
 	block := func() int64 { return rng.Int64N(sb.DataOff/format.BlockSize) * format.BlockSize }
