@@ -129,10 +129,7 @@ func check(ctx context.Context, dev image.Reader, cfg CheckConfig) (*CheckReport
 
 // checkIndex checks checkpoints and journal. A nil state is damage that leaves nothing to go on with. Errors: KindIO.
 func (r *CheckReport) checkIndex(dev image.Reader, sb *format.Superblock) (*image.State, error) {
-	areas, err := image.ReadAreas(dev, sb)
-	if err != nil {
-		return nil, err
-	}
+	areas := image.ReadAreas(dev, sb)
 	state, err := image.Load(dev, sb, r.Path)
 	if wire.KindOf(err) == wire.KindCorrupt {
 		r.add(FindingDamage, "index", "", -1, err.Error())
@@ -145,6 +142,8 @@ func (r *CheckReport) checkIndex(dev image.Reader, sb *format.Superblock) (*imag
 	for i, a := range areas {
 		switch {
 		case i == state.Area || a.Blank:
+		case wire.KindOf(a.Err) == wire.KindIO:
+			r.add(FindingDamage, "checkpoint", "", sb.CheckpointOff[i], "a checkpoint cannot be read: "+reason(a.Err))
 		case a.Header == nil:
 			r.add(FindingNote, "checkpoint", "", sb.CheckpointOff[i], "the other checkpoint is not sound, as when its writing was cut off: "+reason(a.Err))
 		case a.Header.Seq > state.Checkpoint.Seq:
@@ -154,7 +153,7 @@ func (r *CheckReport) checkIndex(dev image.Reader, sb *format.Superblock) (*imag
 			if err := image.CheckPages(dev, sb, i, a.Header); wire.KindOf(err) == wire.KindCorrupt {
 				r.add(FindingNote, "checkpoint", "", sb.CheckpointOff[i], "the older checkpoint is no longer whole, as when the writing of the next one was cut off: "+reason(err))
 			} else if err != nil {
-				return nil, err
+				r.add(FindingDamage, "checkpoint", "", sb.CheckpointOff[i], "the older checkpoint cannot be read: "+reason(err))
 			}
 		}
 	}

@@ -138,10 +138,7 @@ func inspect(ctx context.Context, dev image.Reader, path string) (*Inspection, e
 	if err != nil {
 		return nil, err
 	}
-	areas, err := image.ReadAreas(dev, sbs.Sound)
-	if err != nil {
-		return nil, err
-	}
+	areas := image.ReadAreas(dev, sbs.Sound)
 	in := &Inspection{
 		Path: path, DeviceBytes: dev.Size(), Superblock: superblockInfo(sbs), Checkpoints: checkpointInfos(sbs.Sound, areas),
 		Buckets: []BucketInfo{}, OpenSegments: []SegmentInfo{},

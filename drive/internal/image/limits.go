@@ -1,6 +1,10 @@
 package image
 
-import "github.com/crakefs/crake/drive/internal/format"
+import (
+	"time"
+
+	"github.com/crakefs/crake/drive/internal/format"
+)
 
 // The limits of reading. Each bounds a buffer or a number of IOs.
 const (
@@ -15,6 +19,11 @@ const (
 	// settleReads is how many strips and segments are verified at once, after a crash (at most 256 puts, store.maxMutations,
 	// and all open segments) and by CheckData; each takes windowBytes. One read of 128 KiB at a time is far from what a device can.
 	settleReads = 8
+	// firstRetry and lastRetry bound how long Settle waits before it reads again, ten times longer each time. The kernel has tried for
+	// much longer before it says that a read failed, so this is for passing trouble only; together it is under a second for the most strips
+	// that can be in doubt on a device that reads nothing.
+	firstRetry = time.Millisecond
+	lastRetry  = 10 * time.Millisecond
 	// checkSlice is how many strips CheckData takes from the index at a time.
 	checkSlice = 4096
 )

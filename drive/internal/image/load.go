@@ -36,14 +36,14 @@ type Area struct {
 	Err    error              // why there is none; nil when it is blank
 }
 
-// ReadAreas reads the headers of both checkpoints. Errors: KindIO.
-func ReadAreas(dev Reader, sb *format.Superblock) (areas [2]Area, err error) {
+// ReadAreas reads the headers of both checkpoints.
+func ReadAreas(dev Reader, sb *format.Superblock) (areas [2]Area) {
 	b := blockio.AlignedBytes(format.BlockSize)
 	for i := range areas {
-		if err := dev.ReadAt(b, sb.CheckpointOff[i]); err != nil {
-			return areas, err
-		}
 		a := &areas[i]
+		if a.Err = dev.ReadAt(b, sb.CheckpointOff[i]); a.Err != nil {
+			continue
+		}
 		if a.Header, a.Err = format.DecodeCheckpoint(b, sb); a.Err != nil {
 			a.Header = nil
 			if a.Blank = !slices.ContainsFunc(b, func(c byte) bool { return c != 0 }); a.Blank {
@@ -51,19 +51,17 @@ func ReadAreas(dev Reader, sb *format.Superblock) (areas [2]Area, err error) {
 			}
 		}
 	}
-	return areas, nil
+	return areas
 }
 
 // Load reads checkpoint and journal. path is for errors.
 //
-// When the newest checkpoint is damaged, the older one serves: the journal after it is there as long as no checkpoint
+// When the newest checkpoint is damaged or cannot be read, the older one serves: the journal after it is there as long as no checkpoint
 // after the damaged one freed it, and whether it is whole is seen like any damage of the journal (checkEnd), and by the
-// damaged one's header, which says how far the journal had come. Errors: KindCorrupt (with all reasons), KindIO.
+// damaged one's header, which says how far the journal had come. Errors (with all reasons): KindIO if anything could not be read,
+// as another try may read it; else KindCorrupt.
 func Load(dev Reader, sb *format.Superblock, path string) (*State, error) {
-	areas, err := ReadAreas(dev, sb)
-	if err != nil {
-		return nil, err
-	}
+	areas := ReadAreas(dev, sb)
 	var passed []error
 	var order []int
 	for i, a := range areas {
@@ -89,11 +87,11 @@ func Load(dev Reader, sb *format.Superblock, path string) (*State, error) {
 			s.PassedOver = passed
 			return s, nil
 		}
-		if wire.KindOf(err) != wire.KindCorrupt {
-			return nil, err
-		}
 		passed = append(passed, err)
 		atLeast = max(atLeast, areas[area].Header.JournalSeq)
+	}
+	if slices.ContainsFunc(passed, func(err error) bool { return wire.KindOf(err) == wire.KindIO }) {
+		return nil, wire.Errorf(opOpen, wire.KindIO, path, "the index cannot be read: %v", passed)
 	}
 	return nil, wire.Errorf(opOpen, wire.KindCorrupt, path,
 		"the index is damaged; format the drive again and let its data be rebuilt: %v", passed)

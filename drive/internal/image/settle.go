@@ -2,6 +2,7 @@ package image
 
 import (
 	"sync"
+	"time"
 
 	"github.com/crakefs/crake/drive/internal/blockio"
 	"github.com/crakefs/crake/drive/internal/format"
@@ -33,13 +34,14 @@ type SegmentEnd struct {
 // Settle finds out what became of the operations that were under way.
 //
 // A put above the low water whose data does not match its checksum was not acknowledged: its record and its data were
-// written at once. One whose data cannot be read is dropped too: were it kept, a repeat of the put would be answered as done,
+// written at once. One whose data cannot be read, also after some tries, is dropped too: were it kept, a repeat of the put would be answered as done,
 // and perhaps its data never came. A reader of what was acknowledged after all finds it missing instead of unreadable, and heals it
 // either way.
 //
 // Errors: what read gives but KindIO, which belongs to the strip or segment.
 func (s *State) Settle(read ReadRun) (*Settlement, error) {
 	st := &Settlement{}
+	read = patient(read)
 	var open []*index.Segment
 	s.Index.Segments(func(seg *index.Segment) {
 		if !seg.Sealed {
@@ -63,6 +65,18 @@ func (s *State) Settle(read ReadRun) (*Settlement, error) {
 		}
 	}
 	return st, err
+}
+
+// patient reads again what could not be read, a few times: what Settle cannot read is given up for good.
+func patient(read ReadRun) ReadRun {
+	return func(r format.Run, p []byte) error {
+		err := read(r, p)
+		for delay := firstRetry; delay <= lastRetry && wire.KindOf(err) == wire.KindIO; delay *= 10 {
+			time.Sleep(delay)
+			err = read(r, p)
+		}
+		return err
+	}
 }
 
 // isBad says whether a strip's data is not what its record says.

@@ -21,7 +21,7 @@ type DamagedBlock struct {
 }
 
 // ReadSuperblocks reads both superblocks of a device. path is for errors.
-// Errors: KindRefused (no drive, or a device that was cut off), KindVersion, KindIO.
+// Errors: KindRefused (no drive, or a device that was cut off), KindVersion, KindIO (no sound one could be read).
 func ReadSuperblocks(dev Reader, path string) (*Superblocks, error) {
 	b := blockio.AlignedBytes(format.BlockSize)
 	out := &Superblocks{}
@@ -30,12 +30,16 @@ func ReadSuperblocks(dev Reader, path string) (*Superblocks, error) {
 		return nil, wire.Errorf(opOpen, wire.KindRefused, path, "has %d bytes; not a drive of a Crake cluster", dev.Size())
 	}
 	// The copy lies at the end that the superblock tells; without a sound first one, at the end of the device.
+	var unreadable error
 	for _, off := range []int64{0, last} {
 		if out.Sound != nil {
 			off = out.Sound.SuperblockOffsets()[1]
 		}
-		if err := dev.ReadAt(b, off); err != nil {
-			return nil, err
+		err := dev.ReadAt(b, off)
+		if err != nil {
+			unreadable = err
+			out.Damaged = append(out.Damaged, DamagedBlock{Off: off, Err: err})
+			continue
 		}
 		sb, err := format.DecodeSuperblock(b)
 		switch {
@@ -54,7 +58,10 @@ func ReadSuperblocks(dev Reader, path string) (*Superblocks, error) {
 		}
 		out.Sound = sb
 	}
-	if out.Sound == nil {
+	switch {
+	case out.Sound == nil && unreadable != nil:
+		return nil, unreadable // it may well be a drive
+	case out.Sound == nil:
 		return nil, wire.Errorf(opOpen, wire.KindRefused, path, "not a drive of a Crake cluster; format it first")
 	}
 	return out, nil
