@@ -187,6 +187,8 @@ func (t *lockTable) wait(ctx context.Context, timer *time.Timer, w lockWant, wai
 		return nil
 	case <-timer.C:
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil { // whichever woke us: both may be over
 		e := ctxError("meta.lock", ctx)
 		kind, cause = e.Kind, e.Err
 	}
