@@ -93,14 +93,10 @@ func (c *Core) compare(now Millis, drives []*Drive, op int) {
 		}
 		return cmp.Compare(a.id, b.id)
 	})
-	for i, t := range all {
-		// The lower median of the others: of n-1 the one at (n-2)/2, and all above t move down by one.
-		mid := (len(all) - 2) / 2
-		if mid >= i {
-			mid++
-		}
+	// Whoever is slow is in the upper half, so the lower median of the others is this, and nobody in the lower half exceeds it.
+	peers := all[(len(all)-2)/2].ns
+	for _, t := range all {
 		s := &c.device(t.id).spells[op]
-		peers := all[mid].ns
 		if t.ns < o.floorNs || t.ns/SlowFactor <= peers {
 			*s = spell{}
 			continue
