@@ -121,8 +121,8 @@ func TestRun(t *testing.T) {
 			}
 		}
 	}
-	var table, asJSON bytes.Buffer
-	if err := errors.Join(rep.write(&table, false), rep.write(&asJSON, true)); err != nil {
+	var table, markdown, asJSON bytes.Buffer
+	if err := errors.Join(rep.write(&table, formatTable), rep.write(&markdown, formatMarkdown), rep.write(&asJSON, formatJSON)); err != nil {
 		t.Fatal(err)
 	}
 	var again report
@@ -130,8 +130,15 @@ func TestRun(t *testing.T) {
 		t.Errorf("JSON: %v, %d rows", err, len(again.Rows))
 	}
 	for _, j := range cfg.jobs {
-		if strings.Count(table.String(), j.name()) != 1 {
-			t.Errorf("%s is not in the table once:\n%s", j.name(), table.String())
+		for _, text := range []string{table.String(), markdown.String()} {
+			if strings.Count(text, j.name()) != 1 {
+				t.Errorf("%s is not in the table once:\n%s", j.name(), text)
+			}
+		}
+	}
+	for line := range strings.Lines(markdown.String()) {
+		if n := strings.Count(line, "|"); strings.HasPrefix(line, "|") && n != len(columns())+1 {
+			t.Errorf("%d bars, want %d: %s", n, len(columns())+1, line)
 		}
 	}
 }
@@ -244,13 +251,15 @@ func TestParse(t *testing.T) {
 		want []string
 	}{
 		{"--devices floppy", []string{`no "floppy"`, "disk,loop,ram"}},
-		{"--jobs read4k-d2", []string{`no "read4k-d2"`, "read4k-d1"}},
+		{"--jobs read4k-d65", []string{`no "read4k-d65"`, "read4k-d1"}},
+		{"--jobs read5k-d1", []string{`no "read5k-d1"`}},
+		{"--jobs read4k", []string{`no "read4k"`}},
 		{"--size 10", []string{"16 MiB"}},
 		{"--size 1.5GiB --runs 0", []string{"no size", "--runs"}},
 		{"--size 99999999999MiB", []string{"no size"}},
 		{"--cores 1,1", []string{"two different"}},
 		{"--cores x", []string{"two different"}},
-		{"-f xml", []string{"table or json"}},
+		{"-f xml", []string{"markdown or json"}},
 		{"disk", []string{"only flags"}},
 	} {
 		_, err := parse(append(strings.Fields(c.args), "--cores=1,0")[:len(strings.Fields(c.args))], io.Discard)
@@ -260,12 +269,12 @@ func TestParse(t *testing.T) {
 			}
 		}
 	}
-	cfg, err := parse([]string{"--devices", "ram,disk", "--jobs", "put128k-d8,read4k-d1", "--size", "2GiB", "--cores", "3,2", "-f", "json"}, io.Discard)
+	cfg, err := parse([]string{"--devices", "ram,disk", "--jobs", "put128k-d3,read4k-d1", "--size", "2GiB", "--cores", "3,2", "-f", "json"}, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Join(cfg.devices, ",") != "ram,disk" || strings.Join(jobNames(cfg.jobs), ",") != "put128k-d8,read4k-d1" || cfg.size != 2<<30 ||
-		cfg.cores != (cores{drive: 3, load: 2}) || !cfg.json || cfg.runs != 5 {
+	if strings.Join(cfg.devices, ",") != "ram,disk" || strings.Join(jobNames(cfg.jobs), ",") != "put128k-d3,read4k-d1" || cfg.size != 2<<30 ||
+		cfg.cores != (cores{drive: 3, load: 2}) || cfg.format != formatJSON || cfg.runs != 5 {
 		t.Errorf("%+v", cfg)
 	}
 	t.Setenv("CRAKE_BIN", "")

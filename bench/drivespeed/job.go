@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -50,6 +51,7 @@ func jobNames(jobs []job) []string {
 	return out
 }
 
+// parseJobs reads names of jobs; any depth will do.
 func parseJobs(text string) ([]job, error) {
 	all := allJobs()
 	if text == "all" {
@@ -57,11 +59,13 @@ func parseJobs(text string) ([]job, error) {
 	}
 	var out []job
 	for name := range strings.SplitSeq(text, ",") {
-		i := slices.IndexFunc(all, func(j job) bool { return j.name() == name })
-		if i < 0 {
-			return nil, fmt.Errorf("--jobs: there is no %q; there are %s", name, strings.Join(jobNames(all), ","))
+		kind, depth, _ := strings.Cut(name, "-d")
+		n, err := strconv.Atoi(depth)
+		known := slices.ContainsFunc(all, func(j job) bool { return j.kind == driveload.Kind(kind) })
+		if !known || err != nil || n < 1 || n > maxDepth {
+			return nil, fmt.Errorf("--jobs: there is no %q; there are %s, and other depths up to %d", name, strings.Join(jobNames(all), ","), maxDepth)
 		}
-		out = append(out, all[i])
+		out = append(out, job{kind: driveload.Kind(kind), depth: n})
 	}
 	return out, nil
 }

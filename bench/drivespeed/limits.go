@@ -5,6 +5,8 @@ import "time"
 const (
 	// minSizeBytes: reads of 1 MiB need some, and the least drive has 16 MiB.
 	minSizeBytes = 16 << 20
+	// maxDepth of a job: what one connection may ask at once, and the load's memory holds in answers of 1 MiB.
+	maxDepth = 64
 	// warmupShare of the time measured goes before, uncounted, at most maxWarmup.
 	warmupShare = 0.2
 	maxWarmup   = 500 * time.Millisecond

@@ -38,10 +38,17 @@ type config struct {
 	runs    int
 	seconds float64
 	jobs    []job
-	json    bool
+	format  string
 	perf    bool
 	cores   cores
 }
+
+// What can be printed.
+const (
+	formatTable    = "table"
+	formatMarkdown = "markdown"
+	formatJSON     = "json"
+)
 
 // cores are where the two sides run.
 type cores struct {
@@ -67,7 +74,7 @@ func main() {
 	defer stop()
 	rep, err := run(ctx, cfg, os.Stderr)
 	if rep != nil {
-		if werr := rep.write(os.Stdout, cfg.json); err == nil {
+		if werr := rep.write(os.Stdout, cfg.format); err == nil {
 			err = werr
 		}
 	}
@@ -95,7 +102,7 @@ func parse(args []string, out io.Writer) (*config, error) {
 	fs.IntVar(&cfg.runs, "runs", 5, "how often to measure each figure; the median counts")
 	fs.Float64Var(&cfg.seconds, "seconds", 3, "how long to measure each")
 	jobs := fs.String("jobs", "all", "which jobs: "+strings.Join(jobNames(allJobs()), ","))
-	format := fs.String("f", "table", "what to print: table or json")
+	fs.StringVar(&cfg.format, "f", formatTable, "what to print: table, markdown or json")
 	fs.BoolVar(&cfg.perf, "perf", false, "record profiles of both sides with perf, and print where their time goes")
 	where := fs.String("cores", "", "core of the drive and of fio, and core of the load, such as 1,0 (default: the last and the first)")
 	if err := fs.Parse(args); err != nil {
@@ -115,10 +122,9 @@ func parse(args []string, out io.Writer) (*config, error) {
 	if cfg.cores, err = parseCores(*where); err != nil {
 		errs = append(errs, err)
 	}
-	if *format != "table" && *format != "json" {
-		errs = append(errs, fmt.Errorf("-f %s: want table or json", *format))
+	if !slices.Contains([]string{formatTable, formatMarkdown, formatJSON}, cfg.format) {
+		errs = append(errs, fmt.Errorf("-f %s: want table, markdown or json", cfg.format))
 	}
-	cfg.json = *format == "json"
 	if cfg.runs < 1 || cfg.seconds < 0.05 {
 		errs = append(errs, errors.New("--runs and --seconds must be positive"))
 	}

@@ -225,9 +225,9 @@ func (r *row) bound(device float64) float64 {
 	return min(device, wire)
 }
 
-// write prints the report.
-func (rep *report) write(w io.Writer, asJSON bool) error {
-	if asJSON {
+// write prints the report in a format: table, markdown (the table for BENCHMARKS.md) or json.
+func (rep *report) write(w io.Writer, format string) error {
+	if format == formatJSON {
 		b, err := json.MarshalIndent(rep, "", "  ")
 		if err != nil {
 			return err
@@ -235,6 +235,30 @@ func (rep *report) write(w io.Writer, asJSON bool) error {
 		_, err = w.Write(append(b, '\n'))
 		return err
 	}
+	rep.writeHead(w)
+	if format == formatMarkdown {
+		fmt.Fprintf(w, "| %s |\n|%s\n", strings.Join(columns(), " | "), strings.Repeat("---|", len(columns())))
+		for _, r := range rep.Rows {
+			fmt.Fprintf(w, "| %s |\n", strings.Join(r.cells(), " | "))
+		}
+	} else {
+		tw := tabwriter.NewWriter(w, 0, 8, 1, ' ', tabwriter.Debug)
+		fmt.Fprintf(tw, " %s\n", strings.Join(columns(), "\t "))
+		for _, r := range rep.Rows {
+			fmt.Fprintf(tw, " %s\n", strings.Join(r.cells(), "\t "))
+		}
+		if err := tw.Flush(); err != nil {
+			return err
+		}
+	}
+	for _, p := range rep.Profiles {
+		p.print(w)
+	}
+	return nil
+}
+
+// writeHead says what was measured, and on what.
+func (rep *report) writeHead(w io.Writer) {
 	fmt.Fprintf(w, "%s\n%s against %s, kernel %s, %s, drive on core %d, load on core %d (%s)\n", rep.Time.Format("2006-01-02 15:04 UTC"),
 		rep.Version, rep.Fio, rep.Kernel, rep.Go, rep.DriveCore, rep.LoadCore, rep.Model)
 	fmt.Fprintf(w, "median (low to high) of %d runs of %g s; %d MiB are read; us/op is processor time\n", rep.Runs, rep.Seconds, rep.Size>>20)
@@ -246,40 +270,44 @@ func (rep *report) write(w io.Writer, asJSON bool) error {
 		fmt.Fprintln(w)
 	}
 	fmt.Fprintln(w)
-	tw := tabwriter.NewWriter(w, 0, 8, 1, ' ', tabwriter.Debug)
-	fmt.Fprintln(tw, " device\t job\t unit\t fio\t by\t Crake\t Crake/fio\t socket\t wire only\t fio+wire\t us/op fio\t wire\t Crake\t busy drive\t load\t 90 %")
-	for _, r := range rep.Rows {
-		r.print(tw)
-	}
-	if err := tw.Flush(); err != nil {
-		return err
-	}
-	for _, p := range rep.Profiles {
-		p.print(w)
-	}
-	return nil
 }
 
-func (r *row) print(w io.Writer) {
-	spread := func(s *series) string {
-		m, low, high := s.median(perSecond)
-		return fmt.Sprintf("%.0f (%.0f to %.0f)", r.job.figure(m), r.job.figure(low), r.job.figure(high))
+// columns are the heads of the table.
+func columns() []string {
+	return []string{
+		"device", "job", "unit", "fio", "by", "Crake", "Crake/fio", "socket", "wire only", "fio+wire", "us/op fio", "wire", "Crake",
+		"busy drive", "load", "90 %",
 	}
+}
+
+// cells are the row's; empty where it was not measured to its end.
+func (r *row) cells() []string {
+	out := make([]string, len(columns()))
+	out[0], out[1], out[2] = r.Device, r.Job, r.Unit
 	best := r.Fio[r.Best]
 	if best == nil || r.Wire == nil {
-		return // it was not measured to its end
+		return out
+	}
+	whole := func(perSecond float64) string { return fmt.Sprintf("%.0f", r.job.figure(perSecond)) }
+	spread := func(s *series) string {
+		m, low, high := s.median(perSecond)
+		return fmt.Sprintf("%s (%s to %s)", whole(m), whole(low), whole(high))
 	}
 	by := string(r.Best)
 	for engine, s := range r.Fio {
 		if engine != r.Best {
-			by += fmt.Sprintf("; %s: %.0f", engine, r.job.figure(s.middle(perSecond)))
+			by += fmt.Sprintf("; %s: %s", engine, whole(s.middle(perSecond)))
 		}
 	}
-	socket := ""
+	out[3], out[4], out[5], out[6] = spread(best), by, spread(r.Crake), fmt.Sprintf("%.2f", r.Ratio)
 	if r.Bare != nil {
-		socket = fmt.Sprintf("%.0f", r.job.figure(r.Bare.middle(perSecond)))
+		out[7] = whole(r.Bare.middle(perSecond))
 	}
-	fmt.Fprintf(w, " %s\t %s\t %s\t %s\t %s\t %s\t %.2f\t %s\t %.0f\t %.0f\t %.1f\t %.1f\t %.1f\t %.0f %%\t %.0f %%\t %s\n", r.Device, r.Job, r.Unit,
-		spread(best), by, spread(r.Crake), r.Ratio, socket, r.job.figure(r.Wire.middle(perSecond)), r.job.figure(r.Bound), best.middle(cpuOf), r.Wire.middle(cpuOf),
-		r.Crake.middle(cpuOf), 100*r.Crake.middle(busyOf), 100*r.Crake.middle(loadOf), r.Verdict)
+	out[8], out[9] = whole(r.Wire.middle(perSecond)), whole(r.Bound)
+	for i, s := range []*series{best, r.Wire, r.Crake} {
+		out[10+i] = fmt.Sprintf("%.1f", s.middle(cpuOf))
+	}
+	out[13], out[14] = fmt.Sprintf("%.0f %%", 100*r.Crake.middle(busyOf)), fmt.Sprintf("%.0f %%", 100*r.Crake.middle(loadOf))
+	out[15] = r.Verdict
+	return out
 }
