@@ -62,6 +62,7 @@ type IO struct {
 	at    int64        // where rest or parts go
 	fixed bool         // the entry was one on a registered region
 	tries uint8        // how often the kernel has sent it back
+	flags uint32       // for the kernel, of a write
 	fail  error        // misuse: how it ends, by way of an entry that does nothing
 	next  *IO          // in the list of those that wait
 }

@@ -13,7 +13,7 @@ import (
 
 // prepare makes an IO of what its user has set.
 func (io *IO) prepare(d *ringDevice) {
-	io.dev, io.fail, io.tries, io.parts = d, nil, 0, nil
+	io.dev, io.fail, io.tries, io.parts, io.flags = d, nil, 0, nil, 0
 	io.rest, io.at = io.P, io.Off
 	io.op = uring.OpRead
 	name := "device.read"
@@ -43,6 +43,7 @@ func (io *IO) entry(table *regions) uring.SQE {
 		e.Addr, e.Len = io.pointer(unsafe.Pointer(unsafe.SliceData(io.parts))), uint32(len(io.parts))
 	default:
 		e.Addr, e.Len = io.pointer(unsafe.Pointer(unsafe.SliceData(io.rest))), uint32(len(io.rest))
+		e.OpFlags = io.flags
 		io.fixed = false
 		if table == nil || io.tries > 0 {
 			break

@@ -12,10 +12,9 @@ type model struct {
 	c     *core
 	under []*Item
 	done  map[*Item]bool
-	bytes [NumClasses]int       // ended
-	flows map[uint64]int        // bytes ended of a flow
-	order []*Item               // as they began
-	limit func(it *Item) string // further check at every begin
+	bytes [NumClasses]int // ended
+	flows map[uint64]int  // bytes ended of a flow
+	order []*Item         // as they began
 }
 
 func newModel(t testing.TB, l Limits) *model {

@@ -70,6 +70,7 @@ func (s *Store) appendAt(o *op, seg *index.Segment, offset uint64, data wire.Dat
 		}
 	}
 	runs := index.Part(seg.Runs, offset/format.BlockSize, data.Len()/format.BlockSize, nil)
+	o.alone = s.isAlone()
 	s.mu.Unlock()
 	return s.write(o, seg, runs, end, data)
 }
@@ -93,10 +94,10 @@ func (s *Store) appendTarget(id wire.StripID, offset uint64) (*index.Segment, er
 
 // write writes the data of an append and ends the op.
 func (s *Store) write(o *op, seg *index.Segment, runs []format.Run, end uint64, data wire.Data) (uint64, error) {
-	err := s.writeRuns(o.origin, runs, data)
+	durable, err := s.writeRuns(o, runs, data)
 	if err != nil {
 		s.ioFailed("append to "+seg.ID.String(), err)
-	} else {
+	} else if !durable {
 		err = s.sync()
 	}
 	s.mu.Lock()
@@ -131,17 +132,13 @@ func (s *Store) grow(o *op, seg *index.Segment, need int) (*index.Segment, error
 	if err != nil {
 		return nil, err
 	}
-	t := s.journal.submit(format.Record{
+	o.alone = s.isAlone()
+	t := s.journal.submitOne(o, format.Record{
 		Type: format.RecordAlloc, ID: id, Epoch: o.epoch, Arg: uint32(first), Len: length, Runs: runs,
 	})
 	s.mu.Unlock()
-	err = t.wait()
-	written := err == nil
-	if written {
-		err = s.sync()
-	} else {
-		s.ioFailed("journal", err)
-	}
+	err = s.durable(t)
+	written := t.err == nil
 	s.mu.Lock()
 	if err != nil {
 		if !written {

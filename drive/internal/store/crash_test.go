@@ -28,6 +28,7 @@ import (
 type tape struct {
 	blockio.Device
 	volatile bool
+	single   bool // can make single writes durable: start hides WriteDurable of others
 
 	mu    sync.Mutex
 	start []byte // content at the beginning
@@ -42,6 +43,8 @@ type tape struct {
 type tapeIO struct {
 	off  int64
 	data []byte
+	// durable says that it is so when it has returned.
+	durable bool
 	// pair says that the write began before the one before it was known to have ended.
 	pair bool
 }
@@ -63,7 +66,11 @@ func (d *tape) ReadAt(p []byte, off int64) error {
 	return nil
 }
 
-func (d *tape) WriteAt(p []byte, off int64) error {
+func (d *tape) WriteAt(p []byte, off int64) error { return d.write(p, off, false) }
+
+func (d *tape) WriteDurable(p []byte, off int64) error { return d.write(p, off, true) }
+
+func (d *tape) write(p []byte, off int64, durable bool) error {
 	d.mu.Lock()
 	hook := d.hook
 	d.mu.Unlock()
@@ -72,7 +79,7 @@ func (d *tape) WriteAt(p []byte, off int64) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.ios = append(d.ios, tapeIO{off: off, data: bytes.Clone(p)})
+	d.ios = append(d.ios, tapeIO{off: off, data: bytes.Clone(p), durable: durable})
 	copy(d.cur[off:], p)
 	return nil
 }
@@ -102,7 +109,9 @@ func (d *tape) Info() blockio.Info {
 func (d *tape) cut(k int) (durable []byte, pending []tapeIO) {
 	durable = bytes.Clone(d.start)
 	for i, io := range d.ios[:min(k, len(d.ios))] {
-		if io.data != nil {
+		if io.durable && i < k-1 && !(i == k-2 && k <= len(d.ios) && d.ios[k-1].pair) {
+			copy(durable[io.off:], io.data) // nothing that was written there before is pending: acked blocks are not written again
+		} else if io.data != nil {
 			pending = append(pending, io)
 		} else if i != k-1 {
 			for _, w := range pending {
@@ -435,9 +444,9 @@ func smallImage(t testing.TB) []byte {
 }
 
 // begin starts a history on an image that holds first.
-func beginScript(t testing.TB, arena *wire.Arena, image []byte, volatile bool, first content) *scripted {
+func beginScript(t testing.TB, arena *wire.Arena, dev *tape, first content) *scripted {
 	t.Helper()
-	h := &scripted{t: t, arena: arena, rng: rand.New(rand.NewPCG(8, 9)), dev: newTape(image, volatile), now: first}
+	h := &scripted{t: t, arena: arena, rng: rand.New(rand.NewPCG(8, 9)), dev: dev, now: first}
 	h.s = mustStart(t, h.dev, arena)
 	return h
 }
@@ -488,10 +497,11 @@ func shortScript(h *scripted) {
 
 // crashTest counts what was tried.
 type crashTest struct {
-	t     testing.TB
-	arena *wire.Arena
-	every int // of so many images with a part of the writes one gets a second history
-	seen  map[uint64]struct{}
+	t      testing.TB
+	arena  *wire.Arena
+	single bool // tapes can make single writes durable
+	every  int  // of so many images with a part of the writes one gets a second history
+	seen   map[uint64]struct{}
 
 	images, openings, rounds int
 }
@@ -500,10 +510,10 @@ type crashTest struct {
 // subset of what was not flushed may be lost or torn, and what opens is what the acknowledged operations say.
 // CRAKE_CRASH=all gives each image with a part of the writes a second history, not one in so many.
 func TestCrashExhaustive(t *testing.T) {
-	for _, volatile := range []bool{true, false} {
-		t.Run(fmt.Sprintf("volatile=%t", volatile), func(t *testing.T) {
+	for _, kind := range []struct{ volatile, single bool }{{true, false}, {true, true}, {false, false}} {
+		t.Run(fmt.Sprintf("volatile=%t,single=%t", kind.volatile, kind.single), func(t *testing.T) {
 			t.Parallel()
-			c := &crashTest{t: t, arena: newArena(t), every: 3, seen: map[uint64]struct{}{}}
+			c := &crashTest{t: t, arena: newArena(t), single: kind.single, every: 3, seen: map[uint64]struct{}{}}
 			if testing.Short() {
 				c.every = 30
 			}
@@ -511,7 +521,9 @@ func TestCrashExhaustive(t *testing.T) {
 				c.every = 1
 			}
 			empty := content{strips: map[wire.StripID]string{}}
-			h := beginScript(t, c.arena, smallImage(t), volatile, empty)
+			dev := newTape(smallImage(t), kind.volatile)
+			dev.single = kind.single
+			h := beginScript(t, c.arena, dev, empty)
 			longScript(h)
 			c.all(h, empty, true)
 			_ = h.s.stop()
@@ -608,7 +620,9 @@ func (c *crashTest) cutOpening(name string, dev *tape, accept []content, found c
 // second goes on with another history on what opened, and cuts that everywhere.
 func (c *crashTest) second(image []byte, volatile bool, found content) {
 	c.rounds++
-	h := beginScript(c.t, c.arena, image, volatile, found)
+	dev := newTape(image, volatile)
+	dev.single = c.single
+	h := beginScript(c.t, c.arena, dev, found)
 	shortScript(h)
 	c.all(h, found, false)
 	_ = h.s.stop()

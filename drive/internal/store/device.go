@@ -48,6 +48,14 @@ func (d *watched) WriteVecAt(parts [][]byte, off int64) error {
 	return err
 }
 
+// WriteDurable implements blockio.Durable, where the device does. It counts as a flush, which is most of its time.
+func (d *watched) WriteDurable(p []byte, off int64) error {
+	b := d.monitor.Begin()
+	err := d.Device.(blockio.Durable).WriteDurable(p, off)
+	d.monitor.End(b, health.Flush, err)
+	return err
+}
+
 // Flush implements blockio.Device.
 func (d *watched) Flush() error {
 	b := d.monitor.Begin()
@@ -81,10 +89,12 @@ func (s *Store) Kick() {
 	}
 }
 
-// writeRuns writes data over runs of the same length.
-func (s *Store) writeRuns(o sched.Origin, runs []format.Run, data wire.Data) error {
+// writeRuns writes data over runs of the same length, for an op. durable says that no sync is needed.
+func (s *Store) writeRuns(o *op, runs []format.Run, data wire.Data) (durable bool, err error) {
 	if len(runs) == 1 && len(data) == 1 && len(data[0].B) <= maxIOBytes {
-		return s.writeTurn(o, data[0].B, nil, s.dataOffset(runs[0]))
+		t := s.turn(sched.WriteClass(o.origin.Priority), o.origin.Flow, len(data[0].B))
+		defer s.giveTurn(t)
+		return s.flusher.write(data[0].B, s.dataOffset(runs[0]), o.alone)
 	}
 	var parts [][]byte
 	for _, sl := range data {
@@ -96,27 +106,20 @@ func (s *Store) writeRuns(o sched.Origin, runs []format.Run, data wire.Data) err
 			n := min(left, maxIOBytes)
 			var these [][]byte
 			these, parts = splitParts(parts, n)
-			if err := s.writeTurn(o, nil, these, off); err != nil {
-				return err
+			if err := s.writeTurn(o, these, n, off); err != nil {
+				return false, err
 			}
 			off += int64(n)
 			left -= n
 		}
 	}
-	return nil
+	return false, nil
 }
 
-// writeTurn writes p, or parts, when its turn has come.
-func (s *Store) writeTurn(o sched.Origin, p []byte, parts [][]byte, off int64) error {
-	n := len(p)
-	for _, q := range parts {
-		n += len(q)
-	}
-	t := s.turn(sched.WriteClass(o.Priority), o.Flow, n)
+// writeTurn writes parts of n bytes together when their turn has come.
+func (s *Store) writeTurn(o *op, parts [][]byte, n int, off int64) error {
+	t := s.turn(sched.WriteClass(o.origin.Priority), o.origin.Flow, n)
 	defer s.giveTurn(t)
-	if p != nil {
-		return s.dev.WriteAt(p, off)
-	}
 	return s.dev.WriteVecAt(parts, off)
 }
 

@@ -10,10 +10,12 @@ import (
 // flusher shares flushes: all who come while one is under way share the next. The first who finds none under way does
 // it himself, so a lone caller pays no switch of goroutines.
 type flusher struct {
-	dev   blockio.Device
-	count atomic.Uint64
+	dev     blockio.Device
+	durable blockio.Durable // dev, if it needs flushes and can make single writes durable; else nil
+	count   atomic.Uint64
 
 	mu      sync.Mutex
+	broken  error // a flush has failed as part of a write: none is believed any more
 	running bool
 	next    *flushRound // who waits for the flush after the one under way, or nil
 }
@@ -25,12 +27,37 @@ type flushRound struct {
 	err  error         // valid then
 }
 
+// write writes, and, if the caller is alone, makes that write durable at once, so that no sync is needed. When that fails, a plain
+// write tells whether the write or the flush was to blame; after a flush that failed there is no other, as with sync: then the next
+// sync says so.
+func (f *flusher) write(p []byte, off int64, alone bool) (durable bool, err error) {
+	if f.durable == nil || !alone {
+		return false, f.dev.WriteAt(p, off)
+	}
+	failed := f.durable.WriteDurable(p, off)
+	f.count.Add(1)
+	if failed == nil {
+		return true, nil
+	}
+	if err := f.dev.WriteAt(p, off); err != nil {
+		return false, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.broken = failed
+	return false, nil
+}
+
 // sync returns when everything written before the call is durable.
 func (f *flusher) sync() error {
 	if !f.dev.Info().NeedsFlush {
 		return nil
 	}
 	f.mu.Lock()
+	if err := f.broken; err != nil {
+		f.mu.Unlock()
+		return err
+	}
 	if !f.running {
 		f.running = true
 		f.mu.Unlock()

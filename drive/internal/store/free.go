@@ -80,7 +80,8 @@ func (s *Store) Seal(ctx context.Context, epoch wire.Epoch, id wire.StripID) (ui
 		return old.Segment.Len, nil
 	}
 	length := old.Segment.Len
-	t := s.journal.submit(format.Record{Type: format.RecordSeal, ID: id, Epoch: epoch, Len: length})
+	o.alone = s.isAlone()
+	t := s.journal.submitOne(o, format.Record{Type: format.RecordSeal, ID: id, Epoch: epoch, Len: length})
 	s.mu.Unlock()
 	err = s.durable(t)
 	s.mu.Lock()
@@ -100,7 +101,7 @@ func (s *Store) durable(t *ticket) error {
 		s.ioFailed("journal", err)
 		return err
 	}
-	return s.sync()
+	return s.syncUnless(t.durable)
 }
 
 // Delete frees strips and segments; see wire.DeleteReq. Their blocks are used again once the records are

@@ -53,6 +53,9 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // start opens and runs a store; tune may change it in between.
 func start(t testing.TB, dev blockio.Device, arena *wire.Arena, tune ...func(s *Store)) (*running, error) {
 	t.Helper()
+	if d, ok := dev.(*tape); ok && !d.single {
+		dev = struct{ blockio.Device }{d} // hides WriteDurable
+	}
 	s, err := Open(dev, Config{Arena: arena, Log: quiet()})
 	if err != nil {
 		return nil, err

@@ -13,8 +13,9 @@ import (
 // that wait as one batch. A batch says up to which one all operations are finished (its low water), so that replay
 // need only distrust the puts of the batches after.
 type journal struct {
-	dev blockio.Device
-	sb  *format.Superblock
+	dev     blockio.Device
+	sb      *format.Superblock
+	flusher *flusher
 
 	buf   []byte        // aligned; the batch that is being written; owned by run
 	wake  chan struct{} // something was submitted
@@ -48,9 +49,11 @@ type batchInfo struct {
 type ticket struct {
 	bytes   []byte
 	records int
+	alone   bool // who submitted it was alone: a batch of it alone is made durable at once
 	done    chan struct{}
 	seq     uint64 // valid after done, if err is nil
 	err     error  // valid after done
+	durable bool   // valid after done: no flush is needed
 }
 
 // wait waits until the records are written (not flushed).
@@ -71,8 +74,17 @@ func newJournal(dev blockio.Device, sb *format.Superblock) *journal {
 // submit queues records; it never blocks. The order of submits is the order of replay. Whoever submits calls finish
 // once he is done, if the wait brought no error.
 // Preconditions: the records take at most format.MaxBatchBytes.
-func (j *journal) submit(recs ...format.Record) *ticket {
-	t := &ticket{records: len(recs), done: make(chan struct{})}
+func (j *journal) submit(recs ...format.Record) *ticket { return j.submitAs(false, recs) }
+
+// submitOne is submit of one record, which, if the operation is alone, is made durable with its write. Not otherwise: it would
+// be acknowledged while the batch before it, which continues the chain, can still be lost.
+// Preconditions: o.alone is what isAlone says, and Store.mu has been held since.
+func (j *journal) submitOne(o *op, rec format.Record) *ticket {
+	return j.submitAs(o.alone, []format.Record{rec})
+}
+
+func (j *journal) submitAs(alone bool, recs []format.Record) *ticket {
+	t := &ticket{records: len(recs), alone: alone, done: make(chan struct{})}
 	size := 0
 	for i := range recs {
 		size += recs[i].Bytes()
@@ -160,15 +172,17 @@ func (j *journal) write(tickets []*ticket) {
 	h.Bytes = at - format.BatchHeaderBytes
 	h.Blocks = format.BatchBlocks(h.Bytes)
 	pos, err := j.place(&h)
+	durable := false
 	if err == nil {
 		h.Encode(j.buf)
-		err = j.dev.WriteAt(j.buf[:h.Blocks*format.BlockSize], j.sb.JournalOff+int64(pos)*format.BlockSize)
+		alone := len(tickets) == 1 && tickets[0].alone
+		durable, err = j.flusher.write(j.buf[:h.Blocks*format.BlockSize], j.sb.JournalOff+int64(pos)*format.BlockSize, alone)
 	}
 	if err == nil {
 		j.advance(&h, pos, len(tickets))
 	}
 	for _, t := range tickets {
-		t.seq, t.err = h.Seq, err
+		t.seq, t.err, t.durable = h.Seq, err, durable
 		close(t.done)
 	}
 }

@@ -43,9 +43,10 @@ func (s *Store) Put(ctx context.Context, epoch wire.Epoch, id wire.StripID, sums
 	}
 	// From here on it runs to its end, whatever becomes of ctx. The journal's goroutine writes the record while this one
 	// writes the data.
-	t := s.journal.submit(format.Record{Type: format.RecordPut, ID: id, Epoch: epoch, Sum: sum, Runs: runs})
+	o.alone = s.isAlone()
+	t := s.journal.submitOne(o, format.Record{Type: format.RecordPut, ID: id, Epoch: epoch, Sum: sum, Runs: runs})
 	s.mu.Unlock()
-	dataErr := s.writeRuns(o.origin, runs, data)
+	durable, dataErr := s.writeRuns(o, runs, data)
 	if err := t.wait(); err != nil {
 		s.ioFailed("journal", err)
 		s.mu.Lock()
@@ -56,7 +57,7 @@ func (s *Store) Put(ctx context.Context, epoch wire.Epoch, id wire.StripID, sums
 	if dataErr != nil {
 		return s.undoPut(o, t, runs, dataErr)
 	}
-	if err := s.sync(); err != nil {
+	if err := s.syncUnless(durable && t.durable); err != nil {
 		s.mu.Lock()
 		s.endUnlock(o) // the blocks stay taken: the drive has failed
 		return wire.E(name, wire.KindIO, id.String(), err)

@@ -94,6 +94,10 @@ func newStore(dev blockio.Device, sb *format.Superblock, cfg Config) *Store {
 	s.async, _ = dev.(blockio.Async)
 	s.opened, s.dev, s.fast = dev, watch(dev, cfg.Health), dev.Info().Fast
 	s.flusher, s.journal = &flusher{dev: s.dev}, newJournal(s.dev, sb)
+	if _, ok := dev.(blockio.Durable); ok && dev.Info().NeedsFlush {
+		s.flusher.durable = s.dev.(blockio.Durable)
+	}
+	s.journal.flusher = s.flusher
 	s.slots = [priorities]chan struct{}{
 		wire.PriorityClient: make(chan struct{}, maxMutations), wire.PriorityRebuild: make(chan struct{}, maxBackgroundMutations),
 		wire.PriorityScrub: make(chan struct{}, maxBackgroundMutations),
@@ -107,6 +111,7 @@ type op struct {
 	one    [1]wire.StripID // memory of ids
 	epoch  wire.Epoch
 	origin sched.Origin
+	alone  bool          // what it writes next is made durable at once: see isAlone
 	growth int64         // what of Store.growing is its
 	done   chan struct{} // closed at its end; nil until someone waits. Guarded by Store.mu.
 }
@@ -252,6 +257,19 @@ func (s *Store) sync() error {
 	}
 	return err
 }
+
+// syncUnless is sync for what may be durable already.
+func (s *Store) syncUnless(durable bool) error {
+	if durable {
+		return nil
+	}
+	return s.sync()
+}
+
+// isAlone says that no mutation is under way but one. Then whatever was written before is durable or of no account, and what that
+// one writes may be made durable write by write: nobody shares a flush with it.
+// Preconditions: mu is held.
+func (s *Store) isAlone() bool { return len(s.ops) == 1 }
 
 // ioFailed counts and reports an error of the device.
 func (s *Store) ioFailed(what string, err error) {

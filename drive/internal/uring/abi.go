@@ -28,6 +28,9 @@ const (
 // FsyncDatasync makes OpFsync an fdatasync; it goes to OpFlags.
 const FsyncDatasync uint32 = 1
 
+// WriteDsync makes a write durable before it completes (RWF_DSYNC); it goes to OpFlags.
+const WriteDsync uint32 = 2
+
 // SQE is a submission queue entry.
 type SQE struct {
 	Op       Op
