@@ -38,13 +38,15 @@ func TestOpenReadErrors(t *testing.T) {
 	}
 	for k := 1; k <= reads; k++ {
 		for _, once := range []bool{true, false} {
-			bad := int64(-1)
+			var badOff atomic.Int64
+			badOff.Store(-1)
 			s, _, err := openCounting(t, image, arena, func(n int, off int64) bool {
 				if n == k {
-					bad = off
+					badOff.Store(off)
 				}
-				return n == k || !once && off == bad
+				return n == k || !once && off == badOff.Load()
 			})
+			bad := badOff.Load()
 			if err != nil {
 				if wire.KindOf(err) != wire.KindIO {
 					t.Errorf("read %d of %d at %d fails, once %t: %v, want KindIO or none", k, reads, bad, once, err)
