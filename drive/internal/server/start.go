@@ -50,17 +50,19 @@ func (s *Server) start(p *pending) bool {
 	if st == nil {
 		return false
 	}
-	if st.IsInline() {
-		n := int64(0)
-		for i := range p.m.Ranges {
-			n += int64(p.m.Ranges[i].Len)
-		}
-		if s.burst.bytes.Add(n) > maxBurstBytes {
-			return false
-		}
-	}
 	p.reading.Ranges, p.reading.Origin = p.m.Ranges, origin(p.req, p.m.Priority)
-	return st.StartRead(&p.reading)
+	if !st.IsInline() {
+		return st.StartRead(&p.reading)
+	}
+	n := int64(0)
+	for i := range p.m.Ranges {
+		n += int64(p.m.Ranges[i].Len)
+	}
+	if s.burst.bytes.Load()+n > maxBurstBytes || !st.StartRead(&p.reading) {
+		return false
+	}
+	s.burst.bytes.Add(n) // only what is taken is followed by a Kick
+	return true
 }
 
 // ended answers.
