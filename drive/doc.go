@@ -10,7 +10,7 @@
 //  3. When its turn comes (internal/sched) it writes the data, from the Buf. Meanwhile the journal's goroutine writes all
 //     records that wait as one batch.
 //  4. When both are done it joins a flush that is shared by all who wait, if the device has a volatile cache. An operation that is
-//     alone makes its two writes durable each by itself instead, which is one request less.
+//     alone makes its writes durable by themselves instead: a single one always, these two where the device can without a flush.
 //  5. Only now the strip enters the index, where reads and lists see it, and the answer leaves.
 //
 // An Append is one write (and the shared flush): blocks are given to a segment in chunks by a journal record that is

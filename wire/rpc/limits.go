@@ -18,9 +18,11 @@ const (
 	maxQueued = wire.MaxInFlight
 	// maxSpareCalls bounds the books of ended calls that a connection keeps for later ones.
 	maxSpareCalls = 64
-	// burstRequests bounds the requests that Start takes before what they have queued begins and what was answered meanwhile leaves:
-	// at a microsecond or two each, the first waits for at most a tenth of a millisecond.
-	burstRequests = 64
+	// burstRequests bounds the requests that Start takes before what they have queued begins and what was answered meanwhile leaves. Large
+	// bursts save system calls, but all of them then travel as one convoy: the device has nothing to do while they are taken off the
+	// connection, and the processor nothing while it reads. Measured with 32 reads of 4 KiB at once on a disk: 65,000 a second with 64,
+	// 75,000 with 8, 85,000 with 4.
+	burstRequests = 4
 	// maxSpareServed bounds the books of answered requests that a connection keeps for later ones: more than a peer usually asks
 	// at once. minSpareServed of them are left alone; see taken.go.
 	maxSpareServed = 128

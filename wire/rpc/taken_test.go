@@ -252,7 +252,7 @@ func TestTakenBurst(t *testing.T) {
 				k.kicks = 0
 				k.mu.Unlock()
 				counted.writes.Store(0)
-				const n = 6 // so few that the kernel does not hand them on in parts
+				const n = burstRequests // so few that the kernel does not hand them on in parts
 				if err := writeFull(peer, requests(2, n, data)); err != nil {
 					t.Fatal(err)
 				}

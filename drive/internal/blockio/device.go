@@ -86,6 +86,8 @@ type Info struct {
 	Flush        string // why a commit flushes or not: "fdatasync", "none: tmpfs", "none: write through"
 	// NeedsFlush says that a write is durable only after Flush.
 	NeedsFlush bool
+	// FUA says that a write can be made durable by itself, without a flush of the device's cache; see Durable.
+	FUA bool
 	// Direct says that IO passes the page cache by; DirectReason tells why not.
 	Direct       bool
 	DirectReason string

@@ -11,9 +11,9 @@ const (
 	// maxDevices of a process: places in the table of registered files. A container has one to 19 processes and a server some dozens of
 	// devices.
 	maxDevices = 64
-	// reapBatch is how many completions are handled before others get the processor, and what they began is submitted: about 64 us of
-	// calls of Done.
-	reapBatch = 64
+	// reapBatch is how many completions are handled before others get the processor, and what they began is submitted. Few, so that
+	// their answers are on the way while the next are handled; see burstRequests of wire/rpc, with which it was measured.
+	reapBatch = 4
 	// maxTries bounds how often an IO that the kernel sends back (EAGAIN, EINTR, ECANCELED) is given to it again. A second try goes
 	// to a thread of the kernel, where it may block, so more than a few are a kernel in trouble.
 	maxTries = 100

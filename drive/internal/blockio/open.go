@@ -95,6 +95,10 @@ func (d *file) setUp() error {
 	if err != nil {
 		return wire.E("device.open", wire.KindIO, path, err)
 	}
+	d.info.FUA, err = canFUA(d.fd, d.info.Block)
+	if err != nil {
+		return wire.E("device.open", wire.KindIO, path, err)
+	}
 	d.info.Discard, d.info.DiscardReason, err = discardPolicy(d.fd, d.info.Block, d.info.Fast)
 	if err != nil {
 		return wire.E("device.open", wire.KindIO, path, err)
@@ -129,6 +133,21 @@ func flushPolicy(fd int, isBlock bool) (policy string, needs, fast bool, err err
 		return flushThrough, false, false, nil
 	}
 	return flushSync, true, false, nil
+}
+
+// canFUA says whether the block device, or that on which the file's filesystem lies, writes through its cache when asked to. Where that
+// cannot be told it does not.
+func canFUA(fd int, isBlock bool) (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return false, fmt.Errorf("stat: %w", err)
+	}
+	dev := st.Dev
+	if isBlock {
+		dev = st.Rdev
+	}
+	b, err := readQueue(sysDir(dev), "fua")
+	return err == nil && b == "1", nil
 }
 
 // isLoop says that the block device is a loop device: those say "write through" for what lies in a file's page cache.

@@ -42,8 +42,9 @@ func (s *Store) Put(ctx context.Context, epoch wire.Epoch, id wire.StripID, sums
 		return err
 	}
 	// From here on it runs to its end, whatever becomes of ctx. The journal's goroutine writes the record while this one
-	// writes the data.
-	o.alone = s.isAlone()
+	// writes the data. Making each durable by itself pays only where that costs no flush: two flushes, one after the other, take
+	// longer than a shared one (measured on a virtio disk, 128 KiB: 256 us instead of 214).
+	o.alone = s.fua && s.isAlone()
 	t := s.journal.submitOne(o, format.Record{Type: format.RecordPut, ID: id, Epoch: epoch, Sum: sum, Runs: runs})
 	s.mu.Unlock()
 	durable, dataErr := s.writeRuns(o, runs, data)

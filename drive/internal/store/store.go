@@ -46,6 +46,7 @@ type Store struct {
 	opened  blockio.Device // the device itself; dev may tell the monitor besides
 	async   blockio.Async  // likewise, if it does IO that nobody waits for, else nil
 	fast    bool           // it is in memory
+	fua     bool           // it makes single writes durable without a flush
 	sb      *format.Superblock
 	cfg     Config
 	log     *slog.Logger
@@ -92,7 +93,8 @@ func newStore(dev blockio.Device, sb *format.Superblock, cfg Config) *Store {
 	}
 	s.oldest = s.current
 	s.async, _ = dev.(blockio.Async)
-	s.opened, s.dev, s.fast = dev, watch(dev, cfg.Health), dev.Info().Fast
+	s.opened, s.dev = dev, watch(dev, cfg.Health)
+	s.fast, s.fua = dev.Info().Fast, dev.Info().FUA
 	s.flusher, s.journal = &flusher{dev: s.dev}, newJournal(s.dev, sb)
 	if _, ok := dev.(blockio.Durable); ok && dev.Info().NeedsFlush {
 		s.flusher.durable = s.dev.(blockio.Durable)
