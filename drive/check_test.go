@@ -12,8 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cespare/xxhash/v2"
-
 	"github.com/crakefs/crake/drive"
 	"github.com/crakefs/crake/drive/internal/blockio"
 	fmtpkg "github.com/crakefs/crake/drive/internal/format"
@@ -69,7 +67,7 @@ func sampleDrive(t *testing.T) (path string) {
 	must(s.Fence(ctx, 1, 5))
 	for i := range 2 {
 		for n := range sampleAppends {
-			data := sampleRecord(t, arena, sampleSegment(i), uint64(n)*wire.BlockSize)
+			data := testRecord(t, arena, sampleSegment(i), uint64(n)*wire.BlockSize)
 			_, err := s.Append(ctx, 5, sampleSegment(i), uint64(n)*wire.BlockSize, data)
 			must(err)
 			data.Release()
@@ -78,7 +76,7 @@ func sampleDrive(t *testing.T) (path string) {
 	_, err = s.Seal(ctx, 5, sampleSegment(0))
 	must(err)
 	for i := range sampleStrips {
-		data, sums := sampleData(t, arena, byte(i))
+		data, sums := testData(t, arena, byte(i), sampleBlocks)
 		must(s.Put(ctx, 5, sampleStrip(i), sums, data))
 		data.Release()
 	}
@@ -89,35 +87,6 @@ func sampleDrive(t *testing.T) (path string) {
 	must(dev.Close())
 	must(arena.Close())
 	return killed
-}
-
-func sampleData(t *testing.T, arena *wire.Arena, fill byte) (wire.Data, []uint64) {
-	t.Helper()
-	buf, err := arena.Alloc(t.Context(), sampleBlocks*wire.BlockSize)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var sums []uint64
-	for i := range sampleBlocks {
-		b := buf.Bytes()[i*wire.BlockSize:][:wire.BlockSize]
-		for j := range b {
-			b[j] = fill + byte(i) + byte(j)
-		}
-		sums = append(sums, xxhash.Sum64(b))
-	}
-	return buf.Data(sampleBlocks * wire.BlockSize), sums
-}
-
-func sampleRecord(t *testing.T, arena *wire.Arena, id wire.StripID, off uint64) wire.Data {
-	t.Helper()
-	buf, err := arena.Alloc(t.Context(), wire.BlockSize)
-	if err != nil {
-		t.Fatal(err)
-	}
-	inline := []byte("a record")
-	r := wire.SegRecord{ID: id.WithPos(0), Offset: off, Epoch: 5, Payload: len(inline)}
-	r.EncodeHead(buf.Bytes()[:wire.BlockSize], inline)
-	return buf.Data(wire.BlockSize)
 }
 
 func copyFile(t *testing.T, from, to string) {

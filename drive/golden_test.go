@@ -79,7 +79,7 @@ func TestGoldenImage(t *testing.T) {
 	defer func() { _ = stop() }()
 	for life := range 2 {
 		for i := 1; i < 6; i++ { // the first was deleted
-			want, _ := mutantData(t, arena, byte(life*16+i), 1+i%3)
+			want, _ := testData(t, arena, byte(life*16+i), 1+i%3)
 			status, got, err := s.Read(t.Context(), []wire.ReadRange{{ID: sampleStrip(life*100 + i), Len: uint32(want.Len())}})
 			if err != nil || status[0] != wire.KindNone || !bytes.Equal(got[0].B, want[0].B) {
 				t.Errorf("strip %d of life %d: %v, %v", i, life, status, err)

@@ -56,7 +56,7 @@ func mutantImage(t testing.TB, arena *wire.Arena) []byte {
 			t.Fatal("the image does not open")
 		}
 		for i := range 6 {
-			data, sums := mutantData(t, arena, byte(life*16+i), 1+i%3)
+			data, sums := testData(t, arena, byte(life*16+i), 1+i%3)
 			if err := s.Put(t.Context(), 5, sampleStrip(life*100+i), sums, data); err != nil {
 				t.Fatal(err)
 			}
@@ -65,7 +65,7 @@ func mutantImage(t testing.TB, arena *wire.Arena) []byte {
 		for i := range 2 {
 			id := sampleSegment(life*10 + i)
 			for n := range 3 {
-				data := mutantRecord(t, arena, id, uint64(n)*wire.BlockSize)
+				data := testRecord(t, arena, id, uint64(n)*wire.BlockSize)
 				if _, err := s.Append(t.Context(), 5, id, uint64(n)*wire.BlockSize, data); err != nil {
 					t.Fatal(err)
 				}
@@ -110,7 +110,7 @@ func openMutant(t testing.TB, dev blockio.Device, arena *wire.Arena) (*store.Sto
 	return s, func() error { cancel(); return <-done }
 }
 
-func mutantData(t testing.TB, arena *wire.Arena, fill byte, blocks int) (wire.Data, []uint64) {
+func testData(t testing.TB, arena *wire.Arena, fill byte, blocks int) (wire.Data, []uint64) {
 	t.Helper()
 	buf, err := arena.Alloc(context.Background(), blocks*wire.BlockSize)
 	if err != nil {
@@ -127,7 +127,7 @@ func mutantData(t testing.TB, arena *wire.Arena, fill byte, blocks int) (wire.Da
 	return buf.Data(blocks * wire.BlockSize), sums
 }
 
-func mutantRecord(t testing.TB, arena *wire.Arena, id wire.StripID, off uint64) wire.Data {
+func testRecord(t testing.TB, arena *wire.Arena, id wire.StripID, off uint64) wire.Data {
 	t.Helper()
 	buf, err := arena.Alloc(context.Background(), wire.BlockSize)
 	if err != nil {
@@ -428,7 +428,7 @@ func tryMutant(t *testing.T, m *mutant, arena *wire.Arena) (opened bool) {
 func workMutant(t *testing.T, m *mutant, s *store.Store, arena *wire.Arena) {
 	t.Helper()
 	ctx := t.Context()
-	data, sums := mutantData(t, arena, 200, 2)
+	data, sums := testData(t, arena, 200, 2)
 	defer data.Release()
 	fresh := wire.MakeStripID(77, wire.ClassTable, 0, 1, 0, 1)
 	if err := s.Put(ctx, 1<<62, fresh, sums, data); err != nil && wire.KindOf(err) != wire.KindNoSpace && wire.KindOf(err) != wire.KindStaleEpoch {
@@ -452,7 +452,7 @@ func workMutant(t *testing.T, m *mutant, s *store.Store, arena *wire.Arena) {
 					}
 					got.Release()
 				}
-				rec := mutantRecord(t, arena, e.ID, e.Len)
+				rec := testRecord(t, arena, e.ID, e.Len)
 				_, _ = s.Append(ctx, 1<<62, e.ID, e.Len, rec)
 				rec.Release()
 				_, _ = s.Seal(ctx, 1<<62, e.ID)

@@ -2,7 +2,6 @@ package blockio
 
 import (
 	"errors"
-	"io"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -48,19 +47,7 @@ func (d *preadDevice) WriteDurable(p []byte, off int64) error {
 	if !isAligned(p) || !d.info.NeedsFlush {
 		return errors.Join(d.WriteAt(p, off), d.Flush())
 	}
-	for n := 0; n < len(p); { // whole blocks, also after a short one
-		got, err := unix.Pwritev2(d.fd, [][]byte{p[n:]}, off+int64(n), unix.RWF_DSYNC)
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return ioError("device.write", d.info.Path, off, len(p), err)
-		case got < Align: // less than a block is left: the file was cut off
-			return ioError("device.write", d.info.Path, off, len(p), io.ErrShortWrite)
-		default:
-			n += got &^ (Align - 1)
-		}
-	}
-	return nil
+	return d.write(p, off, unix.RWF_DSYNC)
 }
 
 // WriteDurable implements Durable: of all that is not durable, this write alone becomes so.

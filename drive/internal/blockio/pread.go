@@ -61,8 +61,13 @@ func (d *preadDevice) WriteAt(p []byte, off int64) error {
 		copy(b, p)
 		return d.WriteAt(b, off)
 	}
+	return d.write(p, off, 0)
+}
+
+// write writes p, which is aligned, with RWF flags.
+func (d *preadDevice) write(p []byte, off int64, flags int) error {
 	for n := 0; n < len(p); { // whole blocks, also after a short one
-		got, err := unix.Pwrite(d.fd, p[n:], off+int64(n))
+		got, err := unix.Pwritev2(d.fd, [][]byte{p[n:]}, off+int64(n), flags)
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
