@@ -176,6 +176,7 @@ func TestS9ReadOnlyDevice(t *testing.T) {
 	}
 	l := startLoad(t, filepath.Join(c.Mount, "load"), 2, random(t))
 	l.alive(20, 20*time.Second)
+	t.Cleanup(func() { _ = exec.Command("blockdev", "--setrw", loop).Run() }) // the kernel would keep it for the next user of the loop device
 	command(t, 10*time.Second, "", nil, "blockdev", "--setro", loop)
 	d := waitDrive(t, c, 2, "failed")
 	saysFailed(t, c, 2, "operation not permitted")

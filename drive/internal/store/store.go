@@ -246,7 +246,7 @@ func (s *Store) fail(err error) {
 	}
 	s.mu.Unlock()
 	if first {
-		s.event(wire.SeverityError, "drive.failed", "no more writes are taken until a restart: "+err.Error())
+		s.event(wire.SeverityError, "drive.stopped", "no more writes are taken until a restart: "+err.Error())
 	}
 }
 
