@@ -51,6 +51,18 @@ func (w *world) open(epoch wire.Epoch) *FS {
 	return fs
 }
 
+// awaitRemovals waits, not for ever, until who opens the bucket next finds these names only: removals become durable in the background.
+func (w *world) awaitRemovals(dir string, left ...string) {
+	w.t.Helper()
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		names, err := newWorld(w.t, w.c.Snapshot(w.t)).open(2).List(dir)
+		check(w.t, err)
+		if slices.Sort(names); slices.Equal(names, left) || time.Since(start) > 10*time.Second {
+			return
+		}
+	}
+}
+
 func (w *world) tryOpen(epoch wire.Epoch) (*FS, error) {
 	b := w.s.Bucket(1, epoch)
 	w.t.Cleanup(b.Close)
@@ -260,13 +272,7 @@ func TestSemantics(t *testing.T) {
 		t.Fatalf("disk usage %+v, %v", du, err)
 	}
 	left := []string{"2.log", "marker.format.000001.013", "rw"}
-	for start := time.Now(); ; time.Sleep(time.Millisecond) { // removals become durable in the background
-		names, err := newWorld(t, w.c.Snapshot(t)).open(2).List("db")
-		check(t, err)
-		if slices.Sort(names); slices.Equal(names, left) || time.Since(start) > 10*time.Second {
-			break
-		}
-	}
+	w.awaitRemovals("db", left...)
 	fs = w.open(2)
 	expectList(t, fs, "db", left...)
 	expectFile(t, fs, "db/rw", append([]byte("Jello World"), bytes.Repeat([]byte("!"), 100_000)...))
