@@ -123,6 +123,7 @@ func (fs *FS) readCopy(ctx context.Context, in *inode, off uint64, dst []byte) e
 func (fs *FS) readCluster(ctx context.Context, in *inode, off uint64, n int, b *Bytes) error {
 	pause := 5 * time.Millisecond
 	for try := 0; ; {
+		atOnce := false
 		err := fs.tryRead(ctx, in, off, n, b, try > 0)
 		switch kind := wire.KindOf(err); {
 		case err == nil:
@@ -135,10 +136,11 @@ func (fs *FS) readCluster(ctx context.Context, in *inode, off uint64, n int, b *
 			if try++; try >= readTries {
 				return wire.E("frontend.read", wire.KindIO, "", err)
 			}
+			atOnce = try == 1 // with a fresh map
 		default:
 			return err
 		}
-		if try != 1 {
+		if !atOnce {
 			if err := fs.wait(ctx, pause); err != nil {
 				return err
 			}
