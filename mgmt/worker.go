@@ -23,6 +23,7 @@ import (
 	"github.com/crakefs/crake/mgmt/internal/store"
 	"github.com/crakefs/crake/mgmt/internal/supervise"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/procfs"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
@@ -136,7 +137,7 @@ func newWorker(c *Config) (*worker, error) {
 	if w.cluster, err = w.file.Cluster(); err != nil {
 		return nil, err
 	}
-	all, err := supervise.AllowedCores()
+	all, err := procfs.AllowedCores()
 	if err != nil {
 		return nil, err
 	}

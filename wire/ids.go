@@ -206,6 +206,17 @@ func (s StripID) Less(o StripID) bool {
 	return s.Lo < o.Lo
 }
 
+// Compare gives -1, 0 or 1, by the order of Less.
+func (s StripID) Compare(o StripID) int {
+	switch {
+	case s.Less(o):
+		return -1
+	case o.Less(s):
+		return 1
+	}
+	return 0
+}
+
 // String gives the parts of the id for people.
 func (s StripID) String() string {
 	return fmt.Sprintf("b%d/c%d/n%d.%d/p%d/%012x", s.Bucket(), s.Class(), s.Number(), s.Index(), s.Pos(), s.Random())

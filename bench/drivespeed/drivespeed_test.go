@@ -17,6 +17,7 @@ import (
 	"github.com/crakefs/crake/bench/internal/driveload"
 	"github.com/crakefs/crake/bench/internal/fio"
 	"github.com/crakefs/crake/bench/internal/pinned"
+	"github.com/crakefs/crake/wire/procfs"
 )
 
 // TestMain makes this binary the echo, as main does.
@@ -47,7 +48,7 @@ func testConfig(t *testing.T, bin string) *config {
 	if err := fio.Installed(); err != nil {
 		t.Fatal(err)
 	}
-	all, err := pinned.Cores()
+	all, err := procfs.AllowedCores()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -362,7 +363,7 @@ func TestProfile(t *testing.T) {
 	if _, err := exec.LookPath("perf"); err != nil {
 		t.Skip("perf is not installed")
 	}
-	all, err := pinned.Cores()
+	all, err := procfs.AllowedCores()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/crakefs/crake/bench/internal/driveload"
 	"github.com/crakefs/crake/bench/internal/fio"
 	"github.com/crakefs/crake/bench/internal/pinned"
+	"github.com/crakefs/crake/wire/procfs"
 )
 
 // config is what the command line says.
@@ -177,7 +178,7 @@ func parseCores(text string) (c cores, err error) {
 		}
 		return c, nil
 	}
-	all, err := pinned.Cores()
+	all, err := procfs.AllowedCores()
 	if err != nil {
 		return c, err
 	}
@@ -189,7 +190,7 @@ func parseCores(text string) (c cores, err error) {
 
 // pinSelf goes on on the load's core alone.
 func pinSelf(cfg *config) error {
-	now, err := pinned.Cores()
+	now, err := procfs.AllowedCores()
 	if err != nil || slices.Equal(now, []int{cfg.cores.load}) {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -12,7 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/crakefs/crake/bench/internal/machine"
 )
 
 // sample is what one run of one job gave.
@@ -108,18 +107,7 @@ func newReport(cfg *config) *report {
 		Time: time.Now().UTC(), Go: runtime.Version(), DriveCore: cfg.cores.drive, LoadCore: cfg.cores.load, Size: cfg.size,
 		Runs: cfg.runs, Seconds: cfg.seconds, wire: map[string]*series{}, bare: map[string]*series{}, Version: firstLine(cfg.bin, "version"), Fio: firstLine("fio", "--version"),
 	}
-	var u unix.Utsname
-	if unix.Uname(&u) == nil {
-		rep.Kernel = unix.ByteSliceToString(u.Release[:])
-	}
-	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(info)) {
-			if name, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-				rep.Model = strings.TrimSpace(v)
-				break
-			}
-		}
-	}
+	rep.Kernel, rep.Model = machine.Kernel(), machine.Model()
 	return rep
 }
 

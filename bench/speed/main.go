@@ -16,9 +16,8 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/crakefs/crake/bench/internal/devcluster"
+	"github.com/crakefs/crake/bench/internal/machine"
 )
 
 // result is one figure.
@@ -116,18 +115,7 @@ func describe(bin string) *report {
 	if out, err := devcluster.Run(bin, "version"); err == nil {
 		rep.Version = strings.TrimSpace(string(out))
 	}
-	var u unix.Utsname
-	if unix.Uname(&u) == nil {
-		rep.Kernel = unix.ByteSliceToString(u.Release[:])
-	}
-	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(info)) {
-			if name, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-				rep.Model = strings.TrimSpace(v)
-				break
-			}
-		}
-	}
+	rep.Kernel, rep.Model = machine.Kernel(), machine.Model()
 	return rep
 }
 

@@ -1,4 +1,4 @@
-// Package procfs reads what every role tells mgmt of a process from /proc.
+// Package procfs tells what several parts need to know of a process from the system: its memory, and the cores it may use.
 package procfs
 
 import (

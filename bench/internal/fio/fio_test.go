@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/crakefs/crake/bench/internal/pinned"
+	"github.com/crakefs/crake/wire/procfs"
 )
 
 func testJob(t *testing.T) Job {
@@ -30,7 +30,7 @@ func testJob(t *testing.T) Job {
 
 func core(t *testing.T) int {
 	t.Helper()
-	all, err := pinned.Cores()
+	all, err := procfs.AllowedCores()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,21 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cores gives the cores that this process may use.
-func Cores() ([]int, error) {
-	var set unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &set); err != nil {
-		return nil, fmt.Errorf("sched_getaffinity: %w", err)
-	}
-	var out []int
-	for i := range len(set) * 64 {
-		if set.IsSet(i) {
-			out = append(out, i)
-		}
-	}
-	return out, nil
-}
-
 // Exec replaces this process by itself with other arguments, on one core; the runtime then sees one core from its start. It
 // returns only when that failed.
 func Exec(core int, args []string) error {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crakefs/crake/wire/procfs"
 )
 
 // childEnv makes this binary a parent that starts a process, says its id, and waits to be killed.
@@ -18,7 +20,7 @@ const childEnv = "PINNED_TEST_PARENT"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(childEnv) != "" {
-		all, err := Cores()
+		all, err := procfs.AllowedCores()
 		if err != nil {
 			panic(err)
 		}
@@ -45,7 +47,7 @@ func start(t *testing.T, core int, args ...string) *Process {
 
 // Claim: a process runs on its core, and only there; threads elsewhere are seen.
 func TestCore(t *testing.T) {
-	all, err := Cores()
+	all, err := procfs.AllowedCores()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +59,7 @@ func TestCore(t *testing.T) {
 	if n, err := Strays(p.PID(), core+1); err != nil || n != 1 {
 		t.Errorf("%d threads are not on core %d: %v", n, core+1, err)
 	}
-	after, err := Cores()
+	after, err := procfs.AllowedCores()
 	if err != nil || len(after) != len(all) {
 		t.Errorf("this process may use cores %v now, and could use %v before: %v", after, all, err)
 	}
@@ -105,7 +107,7 @@ func TestDiesWithParent(t *testing.T) {
 
 // Claim: End is for what ends by itself when asked to, and kills the rest; a paused process can be ended.
 func TestEnd(t *testing.T) {
-	all, err := Cores()
+	all, err := procfs.AllowedCores()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +173,7 @@ func startReady(t *testing.T, core int, script string) *Process {
 
 // Claim: CPU counts what a process works, and nothing while it is paused.
 func TestCPU(t *testing.T) {
-	all, err := Cores()
+	all, err := procfs.AllowedCores()
 	if err != nil {
 		t.Fatal(err)
 	}

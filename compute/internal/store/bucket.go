@@ -214,13 +214,10 @@ func (b *Bucket) List(ctx context.Context, class wire.Class) ([]Listed, error) {
 		return nil, err
 	}
 	slices.SortFunc(all, func(x, y Listed) int {
-		a, c := x.ID.WithPos(0), y.ID.WithPos(0)
-		switch {
-		case a.Less(c):
-			return -1
-		case c.Less(a):
-			return 1
-		case x.Drive != y.Drive:
+		if c := x.ID.WithPos(0).Compare(y.ID.WithPos(0)); c != 0 {
+			return c
+		}
+		if x.Drive != y.Drive {
 			return int(x.Drive) - int(y.Drive)
 		}
 		return x.ID.Pos() - y.ID.Pos()

@@ -149,11 +149,8 @@ func loadPages(dev Reader, sb *format.Superblock, area int, c *format.Checkpoint
 func suspects(puts []Suspect, low uint64) []Suspect {
 	puts = slices.DeleteFunc(puts, func(s Suspect) bool { return s.Seq <= low })
 	slices.SortFunc(puts, func(a, b Suspect) int {
-		switch {
-		case a.ID.Less(b.ID):
-			return -1
-		case b.ID.Less(a.ID):
-			return 1
+		if c := a.ID.Compare(b.ID); c != 0 {
+			return c
 		}
 		return int(int64(b.Seq - a.Seq)) // the newest first: it is kept
 	})

@@ -46,16 +46,6 @@ const (
 	itemBytes = idBytes + 16
 )
 
-func compareIDs(a, b wire.StripID) int {
-	switch {
-	case a == b:
-		return 0
-	case a.Less(b):
-		return -1
-	}
-	return 1
-}
-
 // find gives where an id is or would be among ids.
 func find(ids []wire.StripID, id wire.StripID) (int, bool) {
 	low, high := 0, len(ids)

@@ -48,7 +48,7 @@ func checkTree(t *testing.T, tr *tree) []wire.StripID {
 	if tr.root != nil {
 		walk(tr.root, wire.StripID{}, wire.StripID{}, 0)
 	}
-	if !slices.IsSortedFunc(all, compareIDs) || len(all) != tr.len || len(depths) > 1 || memory != tr.memory {
+	if !slices.IsSortedFunc(all, wire.StripID.Compare) || len(all) != tr.len || len(depths) > 1 || memory != tr.memory {
 		t.Fatalf("%d ids, want %d; depths %v; %d bytes, want %d", len(all), tr.len, depths, tr.memory, memory)
 	}
 	if len(all) > 0 && tr.last != all[len(all)-1] {
@@ -74,7 +74,7 @@ func compareTree(t *testing.T, rng *rand.Rand, tr *tree, want map[wire.StripID]e
 		if _, ok := want[i]; ok != (tr.get(i) != nil) {
 			t.Fatalf("get of %v", i)
 		}
-		at, found := slices.BinarySearchFunc(all, i, compareIDs)
+		at, found := slices.BinarySearchFunc(all, i, wire.StripID.Compare)
 		if found && !i.IsZero() {
 			at++
 		}

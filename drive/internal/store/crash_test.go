@@ -207,22 +207,12 @@ func (c content) equal(o content) bool { return c.epoch == o.epoch && maps.Equal
 
 func (c content) String() string {
 	out := fmt.Sprintf("epoch %d", c.epoch)
-	ids := slices.SortedFunc(maps.Keys(c.strips), compareStrips)
+	ids := slices.SortedFunc(maps.Keys(c.strips), wire.StripID.Compare)
 	for _, id := range ids {
 		b := c.strips[id]
 		out += fmt.Sprintf("; %s %d bytes %x %x", id, len(b), b[:1], xxhash.Sum64String(b))
 	}
 	return out
-}
-
-func compareStrips(a, b wire.StripID) int {
-	switch {
-	case a.Less(b):
-		return -1
-	case b.Less(a):
-		return 1
-	}
-	return 0
 }
 
 // contentOf reads all that a store has of bucket 1.
@@ -484,7 +474,7 @@ func longScript(h *scripted) {
 func shortScript(h *scripted) {
 	h.put(11, 2)
 	h.append(12, 0, 1)
-	for _, id := range slices.SortedFunc(maps.Keys(h.now.strips), compareStrips) {
+	for _, id := range slices.SortedFunc(maps.Keys(h.now.strips), wire.StripID.Compare) {
 		if b := h.now.strips[id]; id.Class() == wire.ClassLog && b[0] == 'o' && id != logID(12) {
 			h.append(id.Number(), 0) // over what the crash left beyond its end
 			h.delete(id)

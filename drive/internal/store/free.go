@@ -123,15 +123,7 @@ func (s *Store) Delete(ctx context.Context, epoch wire.Epoch, ids []wire.StripID
 		return err
 	}
 	ids = slices.Clone(ids)
-	slices.SortFunc(ids, func(a, b wire.StripID) int {
-		switch {
-		case a.Less(b):
-			return -1
-		case b.Less(a):
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(ids, wire.StripID.Compare)
 	ids = slices.Compact(ids)
 	var parts []deletion
 	for chunk := range slices.Chunk(ids, deleteChunk) {

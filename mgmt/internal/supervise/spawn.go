@@ -15,21 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AllowedCores gives the cores that this process may use.
-func AllowedCores() ([]int, error) {
-	var set unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &set); err != nil {
-		return nil, fmt.Errorf("sched_getaffinity: %w", err)
-	}
-	var out []int
-	for i := range len(set) * 64 {
-		if set.IsSet(i) {
-			out = append(out, i)
-		}
-	}
-	return out, nil
-}
-
 // spawn starts the process of a spec in a session of its own, pinned to its cores, with its output appended to log. The
 // child has nothing to do with our end: no signal at our death, and its files are its own.
 func spawn(spec *Spec, log *os.File) (pid int, err error) {

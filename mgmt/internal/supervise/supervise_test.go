@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crakefs/crake/wire/procfs"
 )
 
 // TestMain makes this binary play the processes that are supervised: "dummy MODE --name N --cluster C".
@@ -42,7 +44,7 @@ func dummy(mode string) {
 		fmt.Fprintln(os.Stderr, "device is upside down")
 		os.Exit(3)
 	case "cores":
-		c, err := AllowedCores()
+		c, err := procfs.AllowedCores()
 		fmt.Println(c, err)
 		time.Sleep(time.Hour)
 	case "supervisor": // keeps one process running until it is killed
@@ -236,7 +238,7 @@ func TestStopKillsAfterGrace(t *testing.T) {
 func TestPinned(t *testing.T) {
 	f := newFixture(t)
 	f.begin()
-	mine, err := AllowedCores()
+	mine, err := procfs.AllowedCores()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +251,7 @@ func TestPinned(t *testing.T) {
 	if sid, err := unix.Getsid(f.pid("a")); err != nil || sid != f.pid("a") {
 		t.Errorf("session %d, %v", sid, err)
 	}
-	if now, err := AllowedCores(); err != nil || !slices.Equal(now, mine) {
+	if now, err := procfs.AllowedCores(); err != nil || !slices.Equal(now, mine) {
 		t.Errorf("our cores became %v, %v", now, err)
 	}
 	if _, err := f.Stop(t.Context(), "a", 5*time.Second); err != nil {

@@ -214,7 +214,7 @@ func (c *Cluster) Strips(d wire.DriveID, class wire.Class) []wire.StripID {
 			}
 		}
 	})
-	slices.SortFunc(ids, order)
+	slices.SortFunc(ids, wire.StripID.Compare)
 	return ids
 }
 
@@ -245,16 +245,6 @@ func (c *Cluster) Snapshot(t testing.TB) *Cluster {
 		})
 	}
 	return n
-}
-
-func order(a, b wire.StripID) int {
-	switch {
-	case a.Less(b):
-		return -1
-	case b.Less(a):
-		return 1
-	}
-	return 0
 }
 
 // Ask answers as route.Router.Drive does.
@@ -491,7 +481,7 @@ func (dr *Drive) list(r *wire.ListReq, resp *wire.ListResp) {
 			ids = append(ids, id)
 		}
 	}
-	slices.SortFunc(ids, order)
+	slices.SortFunc(ids, wire.StripID.Compare)
 	if len(ids) > limit {
 		ids, resp.More = ids[:limit], true
 	}
