@@ -55,7 +55,7 @@ deps: ## install what the tests call (fio, sqlite3, git, gcc for -race), only wh
 .PHONY: check
 check: ## gofmt, vet, staticcheck, the rules of the tree, generated code up to date
 	@echo "== gofmt"; out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted: $$out"; exit 1; fi
-	@echo "== go vet"; $(GO) vet ./...
+	@echo "== go vet"; $(GO) vet ./...; $(GO) vet -tags crake_next ./wire/...
 	@echo "== staticcheck"; $(GO) tool staticcheck ./...
 	@echo "== rules of the tree"; $(GO) test ./bench/lint
 	@echo "== generated code"; bash scripts/generated.sh
@@ -63,6 +63,7 @@ check: ## gofmt, vet, staticcheck, the rules of the tree, generated code up to d
 .PHONY: unit
 unit: ## unit tests of all packages
 	$(GO) test -timeout 5m $(UNIT)
+	$(GO) test -tags crake_next ./wire && $(GO) test -tags crake_next -run TestNext ./wire/rpc
 
 .PHONY: race
 race: ## the same for everything with goroutines, under the race detector
@@ -105,6 +106,7 @@ generate: ## write generated code anew
 
 .PHONY: golden
 golden: ## write the golden bytes of the current formats anew (look at the difference before you commit it)
+	CRAKE_GOLDEN=write $(GO) test -run Golden -count=1 -tags crake_next ./wire
 	CRAKE_GOLDEN=write $(GO) test -run Golden -count=1 $(UNIT)
 
 .PHONY: clean

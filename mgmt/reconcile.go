@@ -142,7 +142,7 @@ func (w *worker) spec(s *leader.State, p *leader.Proc, n int) supervise.Spec {
 			args = append(args, flag, strconv.FormatInt(bytes, 10))
 		}
 	}
-	spec := supervise.Spec{Name: p.Name, Binary: w.file.Binary, Cores: []int{w.cores[n%len(w.cores)]}}
+	spec := supervise.Spec{Name: p.Name, Binary: w.file.BinaryOf(p.Role, p.Name), Cores: []int{w.cores[n%len(w.cores)]}}
 	switch p.Role {
 	case wire.RoleDrive:
 		path := ""

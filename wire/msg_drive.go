@@ -24,6 +24,8 @@ type PutReq struct {
 	Sums  []uint64 // xxhash64 of every block of the data section
 
 	Priority Priority
+
+	Next
 }
 
 // AppendReq extends a segment at exactly Offset with the SegRecords in the data section. A repeat of bytes that are
@@ -38,6 +40,8 @@ type AppendReq struct {
 	Offset uint64 // bytes; a multiple of BlockSize
 
 	Priority Priority
+
+	Next
 }
 
 // AppendResp tells the segment's length after the append, in bytes.
@@ -45,6 +49,8 @@ type AppendReq struct {
 // wire:message
 type AppendResp struct {
 	Len uint64
+
+	Next
 }
 
 // SealReq ends a segment: no append succeeds any more. Idempotent. KindNotFound if there is none of that id.
@@ -80,6 +86,8 @@ type ReadReq struct {
 	Ranges []ReadRange
 
 	Priority Priority
+
+	Next
 }
 
 // ReadResp tells for each range how it went; the data section holds, in order, the full length of each range whose
@@ -88,6 +96,8 @@ type ReadReq struct {
 // wire:message
 type ReadResp struct {
 	Status []Kind
+
+	Next
 }
 
 // DeleteReq frees strips and segments; what is not there counts as done. At most 4096 ids, all of buckets for which

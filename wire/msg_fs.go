@@ -52,6 +52,8 @@ const (
 type Lease struct {
 	Mode LeaseMode
 	Seq  uint64
+
+	Next
 }
 
 // LookupReq finds a name in a directory.
@@ -83,6 +85,8 @@ type GetAttrReq struct {
 	Session SessionID
 	Ino     Ino
 	Want    LeaseMode
+
+	Next
 }
 
 // AttrResp holds attributes and perhaps a lease.
@@ -91,6 +95,8 @@ type GetAttrReq struct {
 type AttrResp struct {
 	Attr  Attr
 	Lease Lease
+
+	Next
 }
 
 // Bits of SetAttrReq.Valid.
@@ -370,6 +376,8 @@ type WriteReq struct {
 	Op     OpID
 	Bucket BucketID
 	Files  []FileWrite
+
+	Next
 }
 
 // WriteResp holds, for each file with Publish, its attributes after the write, and for each file in order the extents
@@ -379,6 +387,8 @@ type WriteReq struct {
 type WriteResp struct {
 	Attrs   []Attr
 	Extents []ExtentsResp
+
+	Next
 }
 
 // PrepareReq notes in the inode, durably, that these regions may hold data, before any is written there. So that a
@@ -504,12 +514,14 @@ type RecallReq struct {
 	Ino     Ino
 	To      LeaseMode
 	Seq     uint64
+
+	Next
 }
 
 // RecallResp says that the session now has at most the mode asked for.
 //
 // wire:message
-type RecallResp struct{}
+type RecallResp struct{ Next }
 
 // HeldLease is a lease that a session says it has.
 //

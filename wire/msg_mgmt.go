@@ -50,6 +50,8 @@ type BucketReport struct {
 	Epoch  Epoch
 	State  BucketState
 	Error  string
+
+	Next
 }
 
 // HeartbeatReq renews the lease of a process, and of the session of a frontend. The lease holds from when the request was sent.
@@ -68,6 +70,8 @@ type HeartbeatReq struct {
 	Note        string
 	Buckets     []BucketReport
 	Drives      []DriveStatResp
+
+	Next
 }
 
 // HeartbeatResp renews for LeaseMs from the time the request was sent. A process of another incarnation than the
@@ -77,6 +81,8 @@ type HeartbeatReq struct {
 type HeartbeatResp struct {
 	Generation Generation
 	LeaseMs    uint32
+
+	Next
 }
 
 // WatchMapReq waits until the map is newer than After, or the deadline.

@@ -28,6 +28,8 @@ type TxnOp struct {
 	Time  int64
 	Name  string
 	Extra []byte
+
+	Next
 }
 
 // TxnPrepareReq asks a bucket to check the steps, lock their keys and record that, durably. Idempotent by ID.
@@ -38,6 +40,8 @@ type TxnPrepareReq struct {
 	Session SessionID // on whose behalf, 0 for none
 	Bucket  BucketID
 	Ops     []TxnOp
+
+	Next
 }
 
 // TxnPrepareResp tells what the steps found, one each, for the coordinator's answer.
@@ -45,6 +49,8 @@ type TxnPrepareReq struct {
 // wire:message
 type TxnPrepareResp struct {
 	Attrs []Attr
+
+	Next
 }
 
 // TxnDecideReq tells a participant the outcome. Idempotent: an unknown ID is done already.

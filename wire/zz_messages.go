@@ -14,6 +14,7 @@ func (m *AppendReq) Append(b []byte) []byte {
 	b = m.ID.Append(b)
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Offset))
 	b = append(b, uint8(m.Priority))
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -30,11 +31,13 @@ func (m *AppendReq) decode(d *decoder) {
 	m.ID.decode(d)
 	m.Offset = uint64(d.u64())
 	m.Priority = Priority(d.u8())
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
 func (m *AppendResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Len))
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -47,6 +50,7 @@ func (m *AppendResp) Decode(b []byte) error {
 
 func (m *AppendResp) decode(d *decoder) {
 	m.Len = uint64(d.u64())
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -100,6 +104,7 @@ func (m *AttrResp) Append(b []byte) []byte {
 	b, at2 = beginStruct(b)
 	b = m.Lease.Append(b)
 	b = endStruct(b, at2)
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -117,6 +122,7 @@ func (m *AttrResp) decode(d *decoder) {
 	sub4 := d.sub()
 	m.Lease.decode(&sub4)
 	d.join(&sub4)
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -144,6 +150,7 @@ func (m *BucketReport) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Epoch))
 	b = append(b, uint8(m.State))
 	b = appendStr(b, m.Error)
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -159,6 +166,7 @@ func (m *BucketReport) decode(d *decoder) {
 	m.Epoch = Epoch(d.u64())
 	m.State = BucketState(d.u8())
 	m.Error = string(d.str())
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -951,6 +959,7 @@ func (m *GetAttrReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Session))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = append(b, uint8(m.Want))
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -965,6 +974,7 @@ func (m *GetAttrReq) decode(d *decoder) {
 	m.Session = SessionID(d.u64())
 	m.Ino = Ino(d.u64())
 	m.Want = LeaseMode(d.u8())
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -1009,6 +1019,7 @@ func (m *HeartbeatReq) Append(b []byte) []byte {
 		b = m.Drives[i3].Append(b)
 		b = endStruct(b, at4)
 	}
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -1047,12 +1058,14 @@ func (m *HeartbeatReq) decode(d *decoder) {
 			d.join(&sub8)
 		}
 	}
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
 func (m *HeartbeatResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Generation))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.LeaseMs))
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -1066,6 +1079,7 @@ func (m *HeartbeatResp) Decode(b []byte) error {
 func (m *HeartbeatResp) decode(d *decoder) {
 	m.Generation = Generation(d.u64())
 	m.LeaseMs = uint32(d.u32())
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -1091,6 +1105,7 @@ func (m *HeldLease) decode(d *decoder) {
 func (m *Lease) Append(b []byte) []byte {
 	b = append(b, uint8(m.Mode))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Seq))
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -1104,6 +1119,7 @@ func (m *Lease) Decode(b []byte) error {
 func (m *Lease) decode(d *decoder) {
 	m.Mode = LeaseMode(d.u8())
 	m.Seq = uint64(d.u64())
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -1612,6 +1628,7 @@ func (m *PutReq) Append(b []byte) []byte {
 	b = m.ID.Append(b)
 	b = appendU64s(b, m.Sums)
 	b = append(b, uint8(m.Priority))
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -1628,6 +1645,7 @@ func (m *PutReq) decode(d *decoder) {
 	m.ID.decode(d)
 	m.Sums = decodeU64s[uint64](d)
 	m.Priority = Priority(d.u8())
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -1759,6 +1777,7 @@ func (m *ReadReq) Append(b []byte) []byte {
 		b = endStruct(b, at2)
 	}
 	b = append(b, uint8(m.Priority))
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -1782,6 +1801,7 @@ func (m *ReadReq) decode(d *decoder) {
 		}
 	}
 	m.Priority = Priority(d.u8())
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -1790,6 +1810,7 @@ func (m *ReadResp) Append(b []byte) []byte {
 	for i1 := range m.Status {
 		b = binary.LittleEndian.AppendUint16(b, uint16(m.Status[i1]))
 	}
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -1809,6 +1830,7 @@ func (m *ReadResp) decode(d *decoder) {
 			m.Status[i] = Kind(d.u16())
 		}
 	}
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -1817,6 +1839,7 @@ func (m *RecallReq) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = append(b, uint8(m.To))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Seq))
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -1832,10 +1855,12 @@ func (m *RecallReq) decode(d *decoder) {
 	m.Ino = Ino(d.u64())
 	m.To = LeaseMode(d.u8())
 	m.Seq = uint64(d.u64())
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
 func (m *RecallResp) Append(b []byte) []byte {
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -1847,6 +1872,7 @@ func (m *RecallResp) Decode(b []byte) error {
 }
 
 func (m *RecallResp) decode(d *decoder) {
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -2352,6 +2378,7 @@ func (m *TxnOp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Time))
 	b = appendStr(b, m.Name)
 	b = appendStr(b, m.Extra)
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -2375,6 +2402,7 @@ func (m *TxnOp) decode(d *decoder) {
 	m.Time = int64(d.u64())
 	m.Name = string(d.str())
 	m.Extra = d.bytes()
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -2392,6 +2420,7 @@ func (m *TxnPrepareReq) Append(b []byte) []byte {
 		b = m.Ops[i2].Append(b)
 		b = endStruct(b, at3)
 	}
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -2418,6 +2447,7 @@ func (m *TxnPrepareReq) decode(d *decoder) {
 			d.join(&sub6)
 		}
 	}
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -2429,6 +2459,7 @@ func (m *TxnPrepareResp) Append(b []byte) []byte {
 		b = m.Attrs[i1].Append(b)
 		b = endStruct(b, at2)
 	}
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -2450,6 +2481,7 @@ func (m *TxnPrepareResp) decode(d *decoder) {
 			d.join(&sub4)
 		}
 	}
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -2645,6 +2677,7 @@ func (m *WriteReq) Append(b []byte) []byte {
 		b = m.Files[i2].Append(b)
 		b = endStruct(b, at3)
 	}
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -2670,6 +2703,7 @@ func (m *WriteReq) decode(d *decoder) {
 			d.join(&sub6)
 		}
 	}
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.
@@ -2688,6 +2722,7 @@ func (m *WriteResp) Append(b []byte) []byte {
 		b = m.Extents[i3].Append(b)
 		b = endStruct(b, at4)
 	}
+	b = m.Next.Append(b)
 	return b
 }
 
@@ -2719,6 +2754,7 @@ func (m *WriteResp) decode(d *decoder) {
 			d.join(&sub8)
 		}
 	}
+	m.Next.decode(d)
 }
 
 // Append encodes m at the end of b.

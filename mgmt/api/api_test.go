@@ -52,6 +52,7 @@ func TestClusterFile(t *testing.T) {
 		"computes is 0":              func(f *ClusterFile) { f.Computes = 0 },
 		`mount "m"`:                  func(f *ClusterFile) { f.Mount = "m" },
 		`binary "crake"`:             func(f *ClusterFile) { f.Binary = "crake" },
+		`binary "x" of drive`:        func(f *ClusterFile) { f.Binaries = map[string]string{"drive": "x"} },
 		"lease_ms is 1":              func(f *ClusterFile) { f.LeaseMs = 1 },
 		"core -1":                    func(f *ClusterFile) { f.Cores = []int{-1} },
 		"drive id 1 is zero or used": func(f *ClusterFile) { f.Drives[3].ID = 1 },

@@ -55,6 +55,9 @@ type ClusterFile struct {
 	Mount string `json:"mount"`
 	// Binary is the absolute path of crake, started for each role.
 	Binary string `json:"binary"`
+	// Binaries are the absolute paths of those processes, or roles, that are started from another binary: by name ("drive0", "mgmt") or,
+	// where that is not there, by role ("drive"). Two versions at once, on one machine.
+	Binaries map[string]string `json:"binaries,omitempty"`
 	// APIListen is a further TCP address of the REST API, such as "127.0.0.1:14000"; "" is none.
 	APIListen string `json:"api_listen,omitempty"`
 	// Cores to pin processes to, round robin; empty means every core that mgmt may use.
@@ -134,6 +137,11 @@ func (f *ClusterFile) Validate() error {
 	if !filepath.IsAbs(f.Binary) {
 		bad("binary %q is not an absolute path", f.Binary)
 	}
+	for who, path := range f.Binaries {
+		if !filepath.IsAbs(path) {
+			bad("binary %q of %s is not an absolute path", path, who)
+		}
+	}
 	if f.LeaseMs != 0 && (f.LeaseMs < MinLeaseMs || f.LeaseMs > MaxLeaseMs) {
 		bad("lease_ms is %d, want %d to %d", f.LeaseMs, MinLeaseMs, MaxLeaseMs)
 	}
@@ -162,6 +170,16 @@ func (f *ClusterFile) validateDrives() []error {
 		ids[d.ID], paths[d.Path] = true, true
 	}
 	return errs
+}
+
+// BinaryOf gives the binary from which the process of that role and name is started; mgmt has the name "mgmt".
+func (f *ClusterFile) BinaryOf(role wire.Role, name string) string {
+	for _, who := range []string{name, role.String()} {
+		if path, ok := f.Binaries[who]; ok {
+			return path
+		}
+	}
+	return f.Binary
 }
 
 // ReadClusterFile reads and checks dir's cluster file.

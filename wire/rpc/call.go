@@ -125,7 +125,7 @@ func (c *Conn) ask(p *pending, left time.Duration) (id uint64, err error) {
 	h.Method, h.Epoch, h.Trace = call.Method, call.Epoch, call.Trace
 	h.DeadlineMs = uint32(min(max(left.Milliseconds(), 1), 1<<32-1))
 	f := outFrame{head: newHeadBuf(), data: call.Data, id: id, req: true}
-	if err := f.encode(&h, call.Req); err != nil {
+	if err := f.encode(&h, c.sendNext(call.Method, call.Req)); err != nil {
 		f.head.free()
 		c.mu.Lock()
 		delete(c.calls, id)
@@ -181,6 +181,9 @@ func (c *Conn) await(ctx context.Context, p *pending, id uint64, left time.Durat
 		<-p.done // the answer has just come
 	}
 	err := p.err
+	if err == nil {
+		c.gotNext(p.call)
+	}
 	c.keep(p)
 	return err
 }

@@ -30,6 +30,7 @@ type Conn struct {
 	out     *window // what the peer lets us ask
 	peer    Self
 	version uint16 // of the protocol
+	feats   Features
 	own     *hello
 	log     *slog.Logger
 
@@ -62,7 +63,7 @@ type Conn struct {
 // newConn starts a connection whose hellos were exchanged.
 func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 	c := &Conn{
-		o: o, s: s, w: newWriter(s), peer: peer.self, version: version, own: own, log: o.logger(),
+		o: o, s: s, w: newWriter(s), peer: peer.self, version: version, feats: agreed(own, peer), own: own, log: o.logger(),
 		out:  newWindow(int(min(peer.windowReqs, wire.MaxInFlight)), int(min(peer.windowData, 1<<40))),
 		done: make(chan struct{}), finished: make(chan struct{}),
 		calls: map[uint64]*pending{}, serving: map[uint64]*served{},
@@ -73,6 +74,7 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 	}
 	c.w.onDrain = c.startQueued
 	var wg sync.WaitGroup
+	c.startNext(&wg)
 	wg.Go(func() { c.fail(c.read()) })
 	wg.Go(func() {
 		if err := c.w.run(c.done); err != nil {
@@ -86,6 +88,12 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 
 // Peer tells who is at the other end.
 func (c *Conn) Peer() Self { return c.peer }
+
+// Version gives the version of the protocol that both sides picked: what came with a later one must not be used here.
+func (c *Conn) Version() uint16 { return c.version }
+
+// Features gives what both sides have set of what may be used beyond the version.
+func (c *Conn) Features() Features { return c.feats }
 
 // Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }

@@ -12,15 +12,6 @@ import (
 	"github.com/crakefs/crake/wire"
 )
 
-// Protocol versions that this software speaks. Each number says what it changed; numbers are never reused.
-const (
-	// version1 is the first: frames as in wire.Header, windows fixed by the handshake.
-	version1 = 1
-
-	minVersion = version1
-	maxVersion = version1
-)
-
 // helloBytes is the length of a hello. Its layout is frozen for ever (see PROTOCOL.md), little-endian:
 //
 //	  0 magic 8 bytes "CRAKEHLO"       8 status u16 (a wire.Kind)   10 role u8   11 zero u8
@@ -140,7 +131,8 @@ func clusterName(c wire.ClusterID) string {
 }
 
 func ownHello(o *Options) *hello {
-	h := &hello{self: o.Self, lowest: minVersion, highest: maxVersion, windowReqs: maxQueued, windowData: minWindowBytes}
+	h := &hello{self: o.Self, lowest: wire.LowestVersion, highest: wire.HighestVersion, features: uint64(o.offered()),
+		windowReqs: maxQueued, windowData: minWindowBytes}
 	if o.Arena != nil {
 		h.windowData = uint64(min(max(o.Arena.Size()/8, minWindowBytes), maxWindowBytes))
 	}

@@ -156,7 +156,7 @@ func (c *Conn) encodeAnswer(req *wire.Header, resp wire.Message, data wire.Data,
 	h.Method, h.Epoch, h.Trace = req.Method, req.Epoch, req.Trace
 	f := outFrame{head: newHeadBuf(), data: data}
 	if err == nil {
-		err = f.encode(&h, resp)
+		err = f.encode(&h, c.sendNext(req.Method, resp))
 	}
 	if err != nil {
 		f.head.b = f.head.b[:wire.HeaderBytes]

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,6 +36,10 @@ type Options struct {
 	Compute    int    // default 2
 	Buckets    int    // default 16
 	Parent     string // directory in which the cluster's directory is made; default /dev/shm
+	// Binaries start roles or processes, by name, from another binary (dev up --binary); a path may be a symbolic link, which the test
+	// turns later. Runs are the binaries, not links, that processes of the cluster may thus run.
+	Binaries map[string]string
+	Runs     []string
 }
 
 // Cluster is a running (or stopped) cluster. Not safe for concurrent use, but for Crake, Processes and Kill.
@@ -93,6 +98,9 @@ func (c *Cluster) UpArgs() []string {
 	add("--protection", o.Protection, o.Protection == "")
 	add("--compute", o.Compute, o.Compute == 0)
 	add("--buckets", o.Buckets, o.Buckets == 0)
+	for _, who := range slices.Sorted(maps.Keys(o.Binaries)) {
+		add("--binary", who+"="+o.Binaries[who], false)
+	}
 	return args
 }
 
@@ -243,13 +251,14 @@ func (c *Cluster) PIDs() []int {
 	return out
 }
 
-// owns reports whether a process is one of this cluster: its binary runs, and a word of its command line lies in its directory.
+// owns reports whether a process is one of this cluster: one of its binaries runs, and a word of its command line lies in its directory.
 func (c *Cluster) owns(pid int) bool {
 	if c.top == "" {
 		return false
 	}
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	if err != nil || strings.TrimSuffix(exe, " (deleted)") != c.Bin {
+	exe = strings.TrimSuffix(exe, " (deleted)")
+	if err != nil || exe != c.Bin && !slices.Contains(c.opts.Runs, exe) {
 		return false
 	}
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))

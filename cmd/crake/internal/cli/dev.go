@@ -80,6 +80,7 @@ func (a *app) devUpCmd() *cobra.Command {
 	var driveSize size.Flag
 	var protection protectionFlag
 	var timeout time.Duration
+	var binaries map[string]string
 	c := &cobra.Command{
 		Use: "up --dir DIR --mount MNT", Short: "form a cluster in DIR, or bring it back, and mount it at MNT", Args: args(),
 		Long: `Forms a one-server cluster in DIR, or brings the one that is there back with its data, and returns when the mount answers.
@@ -90,7 +91,7 @@ When the first dev up of a directory fails, nothing of it is left.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := dev.Config{
 				Drives: int(drives), DriveBytes: int64(driveSize), Data: protection.data, Parity: protection.parity,
-				Computes: int(compute), Buckets: int(buckets), APIListen: listen, Timeout: timeout,
+				Computes: int(compute), Buckets: int(buckets), APIListen: listen, Timeout: timeout, Binaries: binaries,
 				Format: roles.FormatDrive, Progress: a.err,
 			}
 			return a.devUp(cmd.Context(), cfg, dir, mount)
@@ -105,6 +106,7 @@ When the first dev up of a directory fails, nothing of it is left.`,
 	f.Var(&compute, "compute", fmt.Sprintf("number of compute processes (default %d)", dev.DefaultComputes))
 	f.Var(&buckets, "buckets", fmt.Sprintf("number of shards of the metadata (default %d)", dev.DefaultBuckets))
 	f.StringVar(&listen, "api", "", "also serve the REST API at this TCP address, such as 127.0.0.1:14000")
+	f.StringToStringVar(&binaries, "binary", nil, "start a role or a process (drive, drive0) from another crake, such as drive=/path: two versions at once")
 	f.DurationVar(&timeout, "timeout", dev.DefaultTimeout, "give up when the mount does not answer in this time")
 	return c
 }

@@ -40,9 +40,11 @@ type Config struct {
 	Buckets      int
 	APIListen    string
 
-	Binary  string // absolute path of crake
-	Format  FormatFunc
-	Timeout time.Duration // until the mount answers; 0 means DefaultTimeout
+	Binary string // absolute path of crake
+	// Binaries are other binaries for some roles or processes, see api.ClusterFile; nil means "not said".
+	Binaries map[string]string
+	Format   FormatFunc
+	Timeout  time.Duration // until the mount answers; 0 means DefaultTimeout
 	// Progress gets a line for each step.
 	Progress io.Writer
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -123,7 +124,7 @@ func (c *Config) form(ctx context.Context) (*api.ClusterFile, error) {
 	f := &api.ClusterFile{
 		Version: api.ClusterFileVersion, ClusterID: hex.EncodeToString(id[:]), Name: "crake",
 		DataStrips: c.Data, ParityStrips: c.Parity, Buckets: c.Buckets,
-		Computes: c.Computes, Mount: c.Mount, Binary: c.Binary, APIListen: c.APIListen,
+		Computes: c.Computes, Mount: c.Mount, Binary: c.Binary, Binaries: c.Binaries, APIListen: c.APIListen,
 	}
 	if err := os.MkdirAll(filepath.Join(c.Dir, drivesName), 0o700); err != nil {
 		return nil, err
@@ -256,7 +257,11 @@ func (c *Config) adopt(f *api.ClusterFile) error {
 	if c.APIListen != "" {
 		f.APIListen = c.APIListen
 	}
-	if was.Mount == f.Mount && was.Binary == f.Binary && was.Computes == f.Computes && was.APIListen == f.APIListen {
+	if c.Binaries != nil {
+		f.Binaries = c.Binaries
+	}
+	if was.Mount == f.Mount && was.Binary == f.Binary && was.Computes == f.Computes && was.APIListen == f.APIListen &&
+		maps.Equal(was.Binaries, f.Binaries) {
 		return nil
 	}
 	if f.Computes < 1 || f.Computes > api.MaxComputes {
@@ -268,7 +273,7 @@ func (c *Config) adopt(f *api.ClusterFile) error {
 // start launches mgmt and waits until the mount answers.
 func (c *Config) start(ctx context.Context, f *api.ClusterFile) (*api.Status, error) {
 	c.say("starting mgmt, %d drives, %d computes and the mount at %s", len(f.Drives), f.Computes, f.Mount)
-	if err := api.Launch(ctx, f.Binary, c.Dir); err != nil {
+	if err := api.Launch(ctx, f.BinaryOf(wire.RoleMgmt, "mgmt"), c.Dir); err != nil {
 		return nil, err
 	}
 	return c.wait(ctx)
