@@ -30,11 +30,16 @@
 //
 // # How it fails, and the test for each
 //
-//   - A peer dies, hangs or breaks off inside a frame: calls fail with KindConnLost, and may have had an effect
-//     (rpc: TestPeerEnds, TestStalls, TestHostileServer).
+//   - A peer dies, hangs, or breaks off inside a frame or shuts down half of the connection: calls fail with KindConnLost, and may have
+//     had an effect (rpc: TestPeerEnds, TestPeerDiesAtEveryByte, TestHalfClose, TestStalls, TestHostileServer).
+//   - A caller gives up, in the moment of sending or later: nothing is worked on for ever, nothing is sent that need not be
+//     (rpc: TestOrder, TestCancelUnsent, TestCancelAnswered, TestHandlerContext, TestMany).
 //   - A peer sends nonsense: disconnected, logged once, bounded memory (rpc: TestHostileFrames, TestHostileHandshake,
 //     TestHandshakeFlood, FuzzFrames, FuzzHello; wire: FuzzMessages, FuzzHeader, FuzzSegRecord, TestMessagesFalseCounts).
-//   - A peer of another cluster or version: refused, and told why (rpc: TestHandshakeVerdict, TestHandshakeRefused).
+//   - A peer of another cluster: refused, and told why (rpc: TestHandshakeVerdict, TestHandshakeRefused).
+//   - A peer of another version: the highest that both speak is spoken, what one of them does not know is not used or skipped; with none
+//     in common it is refused, and both say which they speak (rpc: TestVersionPicked, TestFeaturesAgreed, TestNewerPeer; TestGoldens, and
+//     TestNextField in the test build; bench/e2e: TestS4wVersions).
 //   - A peer reads slowly or asks too much: bounded by windows and backlog (rpc: TestSlowReader, TestWindow,
 //     TestTakenBacklog, TestTakenWindow).
 //   - A connection ends, or an asker gives up, while requests are worked on without a goroutine: it waits for their answers, which have
@@ -52,8 +57,8 @@
 // # Reading order
 //
 // ids.go (the vocabulary), errors.go, limits.go, clustermap.go, buf.go (the zero-copy rule), arena.go and arena_buddy.go (where Bufs
-// come from), message.go and codec.go (how messages are encoded), msg_*.go (the messages, by who answers them), segrecord.go (what lies
-// in a segment); then rpc (connections), route (who owns what, and the one place for retries) and member (a process's life with mgmt).
+// come from), message.go and codec.go (how messages are encoded), versions.go (how they grow), msg_*.go (the messages, by who answers
+// them), segrecord.go (what lies in a segment); then rpc (connections), route (who owns what, and the one place for retries) and member (a process's life with mgmt).
 //
 // PROTOCOL.md is the specification of the bytes.
 package wire

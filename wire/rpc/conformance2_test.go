@@ -21,50 +21,6 @@ func eventually(t testing.TB, what string, f func() bool) {
 	}
 }
 
-// Claim: a hundred thousand small requests from many callers, some cancelled at random moments, all end, each with its own answer.
-func TestManySmall(t *testing.T) {
-	total := 100_000
-	if raceEnabled {
-		total /= 10
-	}
-	eachTransport(t, func(t *testing.T, w *world) {
-		w.serve()
-		c := w.dial()
-		const callers = 64
-		var cancelled atomic.Int64
-		var wg sync.WaitGroup
-		for g := range callers {
-			wg.Go(func() {
-				for i := range total / callers {
-					ctx, cancel := context.Background(), context.CancelFunc(func() {})
-					if i%50 == 0 {
-						ctx, cancel = context.WithCancel(ctx)
-						time.AfterFunc(time.Duration(i%7)*20*time.Microsecond, cancel)
-					}
-					var resp wire.AppendResp
-					want := uint64(g)<<32 | uint64(i)
-					err := c.Do(ctx, &Call{Method: mEcho, Req: &wire.AppendResp{Len: want}, Resp: &resp})
-					switch {
-					case errors.Is(err, wire.KindInterrupted):
-						cancelled.Add(1)
-					case err != nil || resp.Len != want:
-						t.Error(resp.Len, want, err)
-						return
-					}
-					cancel()
-				}
-			})
-		}
-		wg.Wait()
-		t.Log("cancelled:", cancelled.Load())
-		eventually(t, "the books to be empty", func() bool {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			return len(c.calls) == 0 && c.out.reqs == wire.MaxInFlight && c.out.bytes == c.out.maxBytes
-		})
-	})
-}
-
 // Claim: both sides may ask; a handler may ask back on the connection of its request, even when all handlers do at once.
 func TestBothWays(t *testing.T) {
 	eachTransport(t, func(t *testing.T, w *world) {

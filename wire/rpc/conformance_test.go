@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ type world struct {
 // newWorld makes a world over the transport of this name.
 func newWorld(t testing.TB, name string) *world {
 	w := &world{t: t}
+	checkDescriptors(t)
 	checkGoroutines(t)
 	w.serverA, w.clientA = testArena(t, 64<<20), testArena(t, 64<<20)
 	w.server = Options{Self: Self{Cluster: testCluster, Role: wire.RoleDrive, Proc: 2, Version: "1.0"}, Arena: w.serverA, Handler: echo}
@@ -73,6 +75,40 @@ func checkGoroutines(t testing.TB) {
 				return
 			}
 		}
+	})
+}
+
+// checkDescriptors fails the test if descriptors are left when all else is cleaned up that were not there before: sockets, memory, pipes.
+func checkDescriptors(t testing.TB) {
+	open := func() map[string]string {
+		all := map[string]string{}
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			// The target tells a descriptor from a later one of the same number. Those of the reading itself are gone by now.
+			if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && !strings.Contains(to, "anon_inode") {
+				all[e.Name()+" "+to] = to
+			}
+		}
+		return all
+	}
+	before := open()
+	t.Cleanup(func() {
+		var left []string
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			left = left[:0]
+			for fd := range open() {
+				if _, ok := before[fd]; !ok {
+					left = append(left, fd)
+				}
+			}
+			if len(left) == 0 {
+				return
+			}
+		}
+		t.Errorf("descriptors are left: %q", left)
 	})
 }
 

@@ -32,8 +32,9 @@
 // Conn: read, writer.run, watch, finish (waits for the others and calls OnClose), handlers. They start with the connection and end
 // with it: Close, the end of Listener.Serve, Pool.Close. Pool: one for each dial under way. Listener: one for each connection.
 //
-// Lock order: see Conn. Reading order: rpc.go, handshake.go, conn.go, call.go, window.go, writer.go, read.go, serve.go, taken.go,
-// reqctx.go, stream.go, dial.go, listen.go, pool.go, mem.go, limits.go.
+// Lock order: see Conn. Reading order: rpc.go, handshake.go, features.go, conn.go, call.go, window.go, writer.go, read.go, serve.go, taken.go,
+// reqctx.go, stream.go, dial.go, listen.go, pool.go, mem.go,
+// limits.go; next_on.go is what the test build of the next version does beyond that (wire/versions.go).
 //
 // How it fails, and the test for each, stands in the documentation of package wire.
 package rpc

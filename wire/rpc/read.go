@@ -319,26 +319,36 @@ func (rd *reader) refuse(r *served, lack error) error {
 func (rd *reader) requestMeta(r *served) (lack, err error) {
 	h := &r.req.Header
 	total := wire.HeaderBytes + int(h.MetaBytes)
-	var b []byte
 	if total <= heapMetaBytes {
 		r.meta = newHeadBuf()
 		r.meta.b = slices.Grow(r.meta.b[:0], total)[:total]
-		b = r.meta.b
-	} else {
-		buf, lack := rd.bigMeta(total, wire.UseRequest)
-		if lack != nil {
-			return lack, rd.discard(total + int(h.DataBytes))
+		b := r.meta.b
+		if err := rd.full(b); err != nil {
+			return nil, err
 		}
-		r.big, b = buf, buf.Bytes()
+		r.req.Meta = b[wire.HeaderBytes:]
+		return nil, wire.CheckHeader(b, r.req.Meta)
 	}
-	if err := rd.full(b); err != nil {
-		return nil, err
+	buf, lack := rd.bigMeta(int(h.MetaBytes), wire.UseRequest)
+	if lack != nil {
+		return lack, rd.discard(total + int(h.DataBytes))
 	}
-	r.req.Meta = b[wire.HeaderBytes:]
-	return nil, wire.CheckHeader(b, r.req.Meta)
+	r.big, r.req.Meta = buf, buf.Bytes()
+	return nil, rd.checked(r.req.Meta)
 }
 
-// bigMeta gives memory for a long meta section; errors as room.
+// checked reads a header, which was looked at already, and the meta section behind it, and verifies both.
+func (rd *reader) checked(meta []byte) error {
+	head := make([]byte, wire.HeaderBytes)
+	rd.parts = append(rd.parts[:0], head, meta)
+	if err := rd.fullParts(); err != nil {
+		return err
+	}
+	return wire.CheckHeader(head, meta)
+}
+
+// bigMeta gives memory for a long meta section, without the header: the longest that may be is the longest run of the arena. Errors as
+// room.
 func (rd *reader) bigMeta(n int, use wire.Use) (*wire.Buf, error) {
 	c := rd.c
 	if c.o.Arena == nil {
@@ -362,11 +372,11 @@ func (rd *reader) bigMeta(n int, use wire.Use) (*wire.Buf, error) {
 // peers that it chose, so there the heap will do.
 func (rd *reader) bigResponse(h wire.Header) error {
 	total := wire.HeaderBytes + int(h.MetaBytes)
-	var b []byte
+	var meta []byte
 	if rd.c.o.Arena == nil || total <= heapMetaBytes {
-		b = make([]byte, total)
+		meta = make([]byte, h.MetaBytes)
 	} else {
-		buf, lack := rd.bigMeta(total, wire.UseResponse)
+		buf, lack := rd.bigMeta(int(h.MetaBytes), wire.UseResponse)
 		if lack != nil {
 			if err := rd.discard(total); err != nil {
 				return err
@@ -374,19 +384,16 @@ func (rd *reader) bigResponse(h wire.Header) error {
 			return rd.failResponse(&h, lack)
 		}
 		defer buf.Release()
-		b = buf.Bytes()
+		meta = buf.Bytes()
 	}
-	if err := rd.full(b); err != nil {
-		return err
-	}
-	if err := wire.CheckHeader(b, b[wire.HeaderBytes:]); err != nil {
+	if err := rd.checked(meta); err != nil {
 		return err
 	}
 	rd.c.sawGeneration(h.Generation)
 	if h.Kind != wire.FrameResponse {
 		return wire.Errorf("rpc.read", wire.KindBadFrame, rd.c.s.name(), "%d bytes of meta in a frame of kind %d", h.MetaBytes, h.Kind)
 	}
-	return rd.response(&h, b[wire.HeaderBytes:])
+	return rd.response(&h, meta)
 }
 
 // failResponse ends the call of a response that was thrown away, and throws its data away too.

@@ -102,59 +102,6 @@ func TestTaken(t *testing.T) {
 	}
 }
 
-// Claim: a million small requests (over a socket; fewer elsewhere), some cancelled at random moments, all end, each with its own answer, and
-// nothing stays on either side's books.
-func TestTakenMany(t *testing.T) {
-	eachTransport(t, func(t *testing.T, w *world) {
-		total := 100_000
-		switch {
-		case raceEnabled || testing.Short():
-			total = 10_000
-		case t.Name() == "TestTakenMany/unix":
-			total = 1_000_000
-		}
-		var server atomic.Pointer[Conn]
-		k := &taker{how: "mixed"}
-		k.options(&w.server)
-		w.server.Start = func(ctx context.Context, r *Request) bool {
-			server.Store(r.Conn)
-			return k.start(ctx, r)
-		}
-		w.serve()
-		c := w.dial()
-		const callers = 64
-		var wg sync.WaitGroup
-		for g := range callers {
-			wg.Go(func() {
-				for i := range total / callers {
-					ctx, cancel := context.Background(), context.CancelFunc(func() {})
-					if i%50 == 0 {
-						ctx, cancel = context.WithCancel(ctx)
-						time.AfterFunc(time.Duration(i%7)*20*time.Microsecond, cancel)
-					}
-					var resp wire.AppendResp
-					want := uint64(g)<<32 | uint64(i)
-					err := c.Do(ctx, &Call{Method: mEcho, Req: &wire.AppendResp{Len: want}, Resp: &resp})
-					if !errors.Is(err, wire.KindInterrupted) && (err != nil || resp.Len != want) {
-						t.Error(resp.Len, want, err)
-						return
-					}
-					cancel()
-				}
-			})
-		}
-		wg.Wait()
-		eventually(t, "the books to be empty", func() bool {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			s := server.Load()
-			s.serveMu.Lock()
-			defer s.serveMu.Unlock()
-			return len(c.calls) == 0 && len(s.serving) == 0 && s.servedBytes == 0
-		})
-	})
-}
-
 // countedStream counts writes.
 type countedStream struct {
 	stream
