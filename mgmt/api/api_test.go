@@ -13,6 +13,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/crakefs/crake/wire"
 	"time"
 )
 
@@ -184,5 +186,19 @@ func TestClient(t *testing.T) {
 	defer cancel()
 	if _, err := c.WaitReady(ctx, nil); err == nil || !strings.Contains(err.Error(), "mount of f at /m failed: cursed") {
 		t.Errorf("wait: %v", err)
+	}
+}
+
+// Claim: a process is started from the binary that is named for it, else from its role's, else from the cluster's.
+func TestBinaryOf(t *testing.T) {
+	f := goodFile()
+	f.Binaries = map[string]string{"drive": "/role", "drive1": "/name"}
+	for name, want := range map[string]string{"drive0": "/role", "drive1": "/name"} {
+		if got := f.BinaryOf(wire.RoleDrive, name); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+	if got := f.BinaryOf(wire.RoleMgmt, "mgmt"); got != f.Binary {
+		t.Error("mgmt:", got)
 	}
 }
