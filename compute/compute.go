@@ -35,7 +35,7 @@ type process struct {
 	cache  *pebble.Cache
 	files  *pebble.FileCache
 
-	listener *rpc.Listener
+	listener *route.Listener
 	stopping atomic.Bool
 	member   *member.Member
 	leaser   leaser // of the goroutine that sends heartbeats
@@ -76,7 +76,7 @@ func newProcess(cfg Config) (*process, error) {
 	p.files = pebble.NewFileCache(1, fileCacheFiles)
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: cfg.Proc, Version: cfg.Version}
 	p.router = route.New(route.Config{
-		Self: self, Mgmt: cfg.Mgmt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
+		Self: self, Mgmt: cfg.Mgmt, Wire: cfg.Wire, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
 	})
 	p.member = p.newMember(self)
 	p.store = store.New(store.Config{
@@ -93,11 +93,7 @@ func newProcess(cfg Config) (*process, error) {
 	p.server = server.New(server.Config{
 		Owner: p.owner, Sessions: p.sess, Lease: p.lease, Router: p.router, Log: cfg.Log,
 	})
-	p.listener, err = rpc.Listen(cfg.Listen, rpc.Options{
-		Self: self, Arena: p.arena, Handler: p.handle, MaxHandlers: server.MaxHandlers, Net: cfg.Net, Log: cfg.Log,
-		Generation: p.generation,
-	})
-	if err != nil {
+	if p.listener, err = p.router.Listen(cfg.Listen, rpc.Options{Handler: p.handle, MaxHandlers: server.MaxHandlers}); err != nil {
 		p.free()
 		return nil, err
 	}
@@ -170,13 +166,6 @@ func (p *process) handle(ctx context.Context, req *rpc.Request) (wire.Message, w
 func (p *process) onMap(m *wire.ClusterMap) {
 	p.sess.Mark(m)
 	p.owner.SetMap(m)
-}
-
-func (p *process) generation() wire.Generation {
-	if m := p.router.Map(); m != nil {
-		return m.Generation
-	}
-	return 0
 }
 
 // peer reaches sessions and mgmt for lease managers.

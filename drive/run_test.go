@@ -50,8 +50,12 @@ func startMgmt(t *testing.T, dir string) *fakeMgmt {
 	return m
 }
 
-func (m *fakeMgmt) handle(_ context.Context, req *rpc.Request) (wire.Message, wire.Data, error) {
+func (m *fakeMgmt) handle(ctx context.Context, req *rpc.Request) (wire.Message, wire.Data, error) {
 	defer req.Data.Release()
+	if req.Header.Method == wire.MWatchMap {
+		<-ctx.Done() // there is no newer map
+		return nil, nil, ctx.Err()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch req.Header.Method {
@@ -132,7 +136,7 @@ func startDrive(t *testing.T, dir string, m *fakeMgmt, devices ...drive.Device) 
 	before := len(m.registered)
 	go func() {
 		d.done <- drive.Run(ctx, drive.Config{
-			Name: "drive0", Proc: 2, Cluster: testCluster, Mgmt: m.addr, Listen: d.addr, Devices: devices, Version: "test",
+			Name: "drive0", Proc: 2, Cluster: testCluster, Mgmt: m.addr, Listen: []string{d.addr}, Devices: devices, Version: "test",
 			Log: slog.New(slog.DiscardHandler),
 		})
 	}()
@@ -326,7 +330,7 @@ func TestOpenRefuses(t *testing.T) {
 	startDrive(t, dir, m, drive.Device{Path: path, ID: 1})
 	run := func(cluster wire.ClusterID, d drive.Device) error {
 		return drive.Run(t.Context(), drive.Config{
-			Name: "x", Proc: 3, Cluster: cluster, Mgmt: m.addr, Listen: "unix:" + filepath.Join(dir, "x.sock"), Devices: []drive.Device{d},
+			Name: "x", Proc: 3, Cluster: cluster, Mgmt: m.addr, Listen: []string{"unix:" + filepath.Join(dir, "x.sock")}, Devices: []drive.Device{d},
 			Log: slog.New(slog.DiscardHandler),
 		})
 	}
