@@ -28,6 +28,10 @@ type Config struct {
 	TLS bool
 	// Net is the network of "mem:" addresses; nil where none is used.
 	Net *rpc.Mem
+	// Shm lets data pass by reference on connections made here; see rpc.Options.
+	Shm bool
+	// SameServer says whether a process is on this server, so that data may pass by reference; nil is any with a unix address.
+	SameServer func(p wire.ProcID) bool
 	// Log gets events; nil is slog.Default().
 	Log *slog.Logger
 }
@@ -56,8 +60,17 @@ func New(c Config) *Router {
 		Self: c.Self, Arena: c.Arena, Handler: c.Handler, OnClose: c.OnClose, Net: c.Net, Log: c.Log,
 		Identity: c.Identity, Admit: r.Admit, TLS: c.TLS,
 		Generation: r.generation, OnGeneration: func(wire.Generation) { r.refresh() },
+		Shm: c.Shm, ShmWith: c.shmWith(),
 	})
 	return r
+}
+
+// shmWith makes rpc.Options.ShmWith.
+func (c *Config) shmWith() func(rpc.Self) bool {
+	if c.SameServer == nil {
+		return nil
+	}
+	return func(peer rpc.Self) bool { return c.SameServer(peer.Proc) }
 }
 
 // Close closes all connections.

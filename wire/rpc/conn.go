@@ -57,6 +57,7 @@ type Conn struct {
 	spareServed spareRing
 
 	rxBytes  atomic.Uint64 // received, for the watch on stalls
+	landed   atomic.Uint64 // data received through the stream
 	midFrame atomic.Bool   // part of a frame is there, and the rest is awaited from the peer
 }
 

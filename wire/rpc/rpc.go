@@ -67,6 +67,12 @@ type Options struct {
 	OnGeneration func(g wire.Generation)
 	// Net is the network of "mem:" addresses; nil where none is used.
 	Net *Mem
+	// Shm lets data pass by reference on unix connections whose peer wants it too: it stays in the sender's arena, which the receiver has
+	// mapped, and read only: who writes to data that has arrived ends in a fault. Needs an Arena. Without effect on other transports.
+	Shm bool
+	// ShmWith says whether data may pass by reference to and from this peer, which must be a process of the same server that is trusted;
+	// nil is any. It is asked once, after the handshake.
+	ShmWith func(peer Self) bool
 	// Log gets events (a peer dropped, a handshake refused); nil is slog.Default().
 	Log *slog.Logger
 }

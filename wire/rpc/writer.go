@@ -59,6 +59,7 @@ type writer struct {
 	onDrain func()       // called when the backlog has fallen below maxBacklogBytes; immutable
 
 	txBytes atomic.Uint64 // written, for the watch on stalls
+	txData  atomic.Uint64 // data sections of frames that were begun to be written
 	waiting atomic.Bool   // the writer goroutine waits for the socket
 
 	// owned with the batch
@@ -194,6 +195,7 @@ func (w *writer) take(q []outFrame, maxBytes, maxParts int) []outFrame {
 		}
 		total += n
 		w.backlog.Add(-int64(data))
+		w.txData.Add(uint64(data))
 		w.batch = append(w.batch, *f)
 		w.parts = append(w.parts, f.head.b)
 		for _, s := range f.data {
