@@ -25,6 +25,8 @@ type Config struct {
 	Listen []string
 	// Wire says how it speaks with processes of its server.
 	Wire route.Wire
+	// Encrypt encrypts what it says by TCP, and takes no connection that is not.
+	Encrypt bool
 	// Arena bounds the memory for file data, in bytes; 0 is 64 MiB.
 	Arena int64
 	// Memory bounds the memory for databases, in bytes: a third for the shared block cache, a third for memtables, the

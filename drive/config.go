@@ -26,6 +26,8 @@ type Config struct {
 	Listen []string
 	// Wire says how it speaks with processes of its server.
 	Wire route.Wire
+	// Encrypt encrypts what it says by TCP, and takes no connection that is not.
+	Encrypt bool
 	// Devices are what it serves; at least one.
 	Devices []Device
 	// Arena bounds the memory for data on its way, in bytes; 0 is 64 MiB.

@@ -27,6 +27,8 @@ type Config struct {
 	Listen []string
 	// Wire says how it speaks with processes of its server.
 	Wire route.Wire
+	// Encrypt encrypts what it says by TCP, and takes no connection that is not.
+	Encrypt bool
 	// FS is the name of the filesystem.
 	FS string
 	// Mount is the directory where it is mounted. A Client has none.

@@ -53,6 +53,12 @@ type ProcID uint32
 // Incarnation tells one run of a process from the next; mgmt makes it, and it only rises for one ProcID.
 type Incarnation uint64
 
+// ProcKey names the certificate by which one run of a process proves who it is: the first 16 bytes of its SHA-256. Zero is none.
+type ProcKey [16]byte
+
+// String gives the 32 hexadecimal digits.
+func (k ProcKey) String() string { return hex.EncodeToString(k[:]) }
+
 // ServerID names a server (a machine, or a network namespace that plays one).
 type ServerID uint32
 

@@ -68,15 +68,19 @@ func (r *Router) connect(ctx context.Context, x *index, p *wire.ProcInfo, timeou
 	defer cancel()
 	conn, err := r.pool.Get(dctx, x.reach[p.ID])
 	if err == nil {
-		if got := conn.Peer(); got.Proc != p.ID {
-			// Its port or path has a new owner.
-			return nil, wire.Errorf("route.connect", wire.KindUnavailable, p.Name, "%s %d answers at its address", got.Role, got.Proc)
-		}
+		err = expect(conn, p.Role, p.ID)
+	}
+	if err == nil {
 		return conn, nil
 	}
 	kind := wire.KindOf(err)
-	if ctx.Err() == nil && (kind == wire.KindTimeout || kind == wire.KindInterrupted || kind == wire.KindConnLost) {
+	switch {
+	case ctx.Err() != nil:
+	case kind == wire.KindTimeout, kind == wire.KindInterrupted, kind == wire.KindConnLost:
 		kind = wire.KindUnavailable // the dial took too long, not the request
+	case r.c.Identity != nil && (kind == wire.KindRefused || kind == wire.KindAuthentication):
+		// One side does not know yet what has become of the other; a run that is over itself is told by mgmt.
+		kind = wire.KindUnavailable
 	}
 	return nil, wire.E("route.connect", kind, p.Name, err)
 }

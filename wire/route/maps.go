@@ -17,11 +17,14 @@ type index struct {
 	procs  map[wire.ProcID]*wire.ProcInfo
 	reach  map[wire.ProcID][]string // where to ask each process, best first
 	drives map[wire.DriveID]*wire.DriveInfo
+
+	sessions map[wire.ProcID]bool // processes that have one
 }
 
 func newIndex(c *Config, m *wire.ClusterMap) *index {
 	x := &index{
 		m: m, own: c.Server, procs: map[wire.ProcID]*wire.ProcInfo{}, reach: map[wire.ProcID][]string{}, drives: map[wire.DriveID]*wire.DriveInfo{},
+		sessions: map[wire.ProcID]bool{},
 	}
 	for i := range m.Processes {
 		x.procs[m.Processes[i].ID] = &m.Processes[i]
@@ -34,6 +37,9 @@ func newIndex(c *Config, m *wire.ClusterMap) *index {
 	}
 	for i := range m.Drives {
 		x.drives[m.Drives[i].ID] = &m.Drives[i]
+	}
+	for _, s := range m.Sessions {
+		x.sessions[s.Proc] = true
 	}
 	return x
 }
@@ -66,6 +72,7 @@ func (r *Router) SetMap(m *wire.ClusterMap) {
 	if old != nil {
 		r.dropGone(old, now)
 	}
+	r.expel(now)
 	r.mu.Lock()
 	close(r.changed)
 	r.changed = make(chan struct{})
@@ -75,7 +82,6 @@ func (r *Router) SetMap(m *wire.ClusterMap) {
 		}
 	}
 	r.mu.Unlock()
-	r.welcome()
 	if r.c.OnMap != nil {
 		r.c.OnMap(m)
 	}

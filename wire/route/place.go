@@ -1,10 +1,8 @@
 package route
 
 import (
-	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/rpc"
@@ -62,77 +60,14 @@ func reach(w Wire, own wire.ServerID, p *wire.ProcInfo) []string {
 	return append(append(of(memScheme), local...), tcp...)
 }
 
-// vouch decides whether data passes to and from a peer by shared memory: if the map says that the peer is on this server. The map may
-// not name it yet, because it or this process has just come: that is waited for, a moment. Who is not named then gets its data through the
-// socket, until a map names it: see welcome.
-func (r *Router) vouch(peer rpc.Self) bool {
-	if peer.Role == wire.RoleMgmt || peer.Role == wire.RoleClient || peer.Proc == 0 {
-		return false // they are no processes of the map, and send no data
-	}
-	ctx, cancel := context.WithTimeout(r.life, vouchWait)
-	defer cancel()
-	for {
-		next := r.nextMap()
-		if x := r.index.Load(); x != nil && x.own != 0 {
-			if p := x.procs[peer.Proc]; p != nil {
-				return p.Server == x.own
-			}
-		}
-		r.refresh()
-		select {
-		case <-next:
-		case <-ctx.Done():
-			return r.stranger(peer.Proc)
-		}
-	}
-}
-
-// stranger notes that a peer is not known. It gives false; true if a map has just named it.
-func (r *Router) stranger(id wire.ProcID) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if x := r.index.Load(); x.here(id) { // welcome may have looked already
-		return true
-	}
-	r.strangers[id] = struct{}{}
-	return false
-}
-
-// here reports whether the process is known to be on this server.
-func (x *index) here(id wire.ProcID) bool {
-	return x != nil && x.own != 0 && x.procs[id] != nil && x.procs[id].Server == x.own
-}
-
-// welcome ends the connections of peers that were strangers and are named by the newest map: the next ones, which they make at
-// once, pass data by shared memory. Such a connection would otherwise stay as it is for as long as both live.
-func (r *Router) welcome() {
-	known := map[wire.ProcID]bool{}
-	r.mu.Lock()
+// SameServer reports whether the newest map says that a process is on this server: then data may pass to and from it by shared memory. It is
+// asked after the handshake, when Admit has found the peer in the map or has waited for a map that names it: so the answer is not that of a map
+// which is a moment too old. Where processes have no identity (tests), a peer that is not in the map gets its data through the socket.
+func (r *Router) SameServer(peer rpc.Self) bool {
 	x := r.index.Load()
-	for id := range r.strangers {
-		if x.procs[id] != nil && x.own != 0 {
-			known[id] = x.here(id)
-			delete(r.strangers, id)
-		}
+	if x == nil || x.own == 0 || peer.Role == wire.RoleMgmt || peer.Role == wire.RoleClient {
+		return false
 	}
-	r.mu.Unlock()
-	if len(known) == 0 {
-		return
-	}
-	for _, c := range r.Conns() {
-		if known[c.Peer().Proc] && c.Transport() == rpc.TransportUnix {
-			_ = c.Close()
-		}
-	}
+	p := x.procs[peer.Proc]
+	return p != nil && p.Server == x.own
 }
-
-// Server gives this process's server: what Config says, else what the map does; 0 is not known yet.
-func (r *Router) Server() wire.ServerID {
-	if x := r.index.Load(); x != nil {
-		return x.own
-	}
-	return r.c.Server
-}
-
-// vouchWait bounds the wait for a map that names a peer: maps come within milliseconds, and after a restart of mgmt within a second.
-const vouchWait = 2 * time.Second

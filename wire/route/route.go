@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -25,6 +26,10 @@ type Config struct {
 	OnMap func(m *wire.ClusterMap)
 	// OnClose is called when a connection made here has ended; may be nil.
 	OnClose func(c *rpc.Conn, err error)
+	// Identity is what this process proves itself with (see rpc.Options); nil in tests. Whom it connects to must then be in the map.
+	Identity *identity.Identity
+	// TLS encrypts connections over TCP, those made and those taken.
+	TLS bool
 	// Net is the network of "mem:" addresses; nil where none is used.
 	Net *rpc.Mem
 	// Log gets events; nil is slog.Default().
@@ -42,23 +47,15 @@ type Router struct {
 
 	setMu sync.Mutex // orders SetMap and OnMap
 
-	life context.Context // ends at Close
-	end  context.CancelFunc
-
 	mu        sync.Mutex
 	changed   chan struct{} // closed at every new map, and made anew
 	away      map[wire.ProcID]time.Time
-	listeners []*rpc.Listener
-	strangers map[wire.ProcID]struct{} // peers whose server is not known yet
+	listeners []*rpc.Listener // only grows
 }
 
 // New makes a Router without a map; Run it.
 func New(c Config) *Router {
-	r := &Router{
-		c: c, kick: make(chan struct{}, 1), changed: make(chan struct{}), away: map[wire.ProcID]time.Time{},
-		strangers: map[wire.ProcID]struct{}{},
-	}
-	r.life, r.end = context.WithCancel(context.Background())
+	r := &Router{c: c, kick: make(chan struct{}, 1), changed: make(chan struct{}), away: map[wire.ProcID]time.Time{}}
 	o := r.options()
 	o.Handler, o.OnClose = c.Handler, c.OnClose
 	r.pool = rpc.NewPool(o)
@@ -68,20 +65,21 @@ func New(c Config) *Router {
 // options gives what all connections of the process have in common, made or taken.
 func (r *Router) options() rpc.Options {
 	return rpc.Options{
-		Self: r.c.Self, Arena: r.c.Arena, Net: r.c.Net, Log: r.c.Log, Shm: r.c.Wire.shm() && r.c.Arena != nil, ShmWith: r.vouch,
+		Self: r.c.Self, Arena: r.c.Arena, Net: r.c.Net, Log: r.c.Log,
+		Identity: r.c.Identity, Admit: r.Admit, TLS: r.c.TLS, Shm: r.c.Wire.shm() && r.c.Arena != nil, ShmWith: r.SameServer,
 		Generation: r.generation, OnGeneration: func(wire.Generation) { r.refresh() },
 	}
 }
 
 // Close closes all connections that were made. Those that were taken end with Listener.Serve.
-func (r *Router) Close() {
-	r.end()
-	r.pool.Close()
-}
+func (r *Router) Close() { r.pool.Close() }
 
 // Mgmt asks the local mgmt, once.
 func (r *Router) Mgmt(ctx context.Context, call *rpc.Call) error {
 	c, err := r.pool.Get(ctx, []string{r.c.Mgmt})
+	if err == nil {
+		err = expect(c, wire.RoleMgmt, 0)
+	}
 	if err != nil {
 		return err
 	}

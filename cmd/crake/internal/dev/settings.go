@@ -2,7 +2,6 @@ package dev
 
 import (
 	"errors"
-	"fmt"
 	"reflect"
 
 	"github.com/crakefs/crake/mgmt/api"
@@ -36,8 +35,8 @@ func (c *Config) settings(f *api.ClusterFile) {
 // checkSettings says what is wrong with the settings that a cluster would have: those of f, and what was said.
 func (c *Config) checkSettings(f api.ClusterFile) error {
 	c.settings(&f)
-	if f.Computes < 1 || f.Computes > api.MaxComputes {
-		return fmt.Errorf("--compute is %d, want 1 to %d", f.Computes, api.MaxComputes)
+	if err := checkComputes(f.Computes); err != nil {
+		return err
 	}
 	if f.WireEncryption && f.Wire != route.WireTCP {
 		return errors.New("--wire-encryption is for --wire tcp: unix sockets and shared memory do not leave the machine; " +

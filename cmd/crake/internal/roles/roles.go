@@ -39,6 +39,7 @@ type common struct {
 	mgmt    string
 	listen  []string
 	wire    string
+	encrypt bool
 	arena   size.Flag
 }
 
@@ -50,6 +51,7 @@ func (c *common) register(cmd *cobra.Command) {
 	f.StringVar(&c.mgmt, "mgmt", "", "address of mgmt, such as unix:/path")
 	f.StringArrayVar(&c.listen, "listen", nil, "address to listen at, such as unix:/path or tcp:127.0.0.1:0; may be given several times, best first")
 	f.StringVar(&c.wire, "wire", "", "how to speak with processes of this server: shm, unix or tcp (default shm)")
+	f.BoolVar(&c.encrypt, "wire-encryption", false, "encrypt what is said by TCP (TLS 1.3)")
 	f.Var(&c.arena, "arena", "memory for file data")
 }
 
@@ -119,7 +121,7 @@ func Compute(version string) *cobra.Command {
 		Example: "  crake compute --name compute0 --proc 7 --cluster ID --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/compute0.sock",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := compute.Config{
-				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire),
+				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire), Encrypt: c.encrypt,
 				Arena: int64(c.arena), Memory: int64(memory), Version: version, Cores: pinned(), Log: logger(),
 			}
 			return serve(cmd.Context(), cfg.Validate, func(ctx context.Context) error { return compute.Run(ctx, cfg) })
@@ -174,7 +176,7 @@ func Drive(version string) *cobra.Command {
 		Example: "  crake drive --name drive0 --proc 1 --cluster ID --device /dev/nvme0n1 --drive-id 1 --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/drive0.sock",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := drive.Config{
-				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire),
+				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire), Encrypt: c.encrypt,
 				Arena: int64(c.arena), Devices: []drive.Device{{Path: device, ID: wire.DriveID(id)}}, Engine: engine,
 				ScrubRate: scrubRate, NoDiscard: noDiscard, Version: version,
 				Cores: pinned(), Log: logger(),
@@ -247,7 +249,7 @@ func Frontend(version string) *cobra.Command {
 		Example: "  crake frontend --name frontend0 --proc 9 --cluster ID --fs default --mount MNT --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/frontend0.sock",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := frontend.Config{
-				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire),
+				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire), Encrypt: c.encrypt,
 				ArenaBytes: int64(c.arena), FS: fs, Mount: mount, DirtyBytes: int64(dirty), Version: version, Cores: pinned(), Log: logger(),
 			}
 			return serve(cmd.Context(), cfg.Validate, func(ctx context.Context) error { return frontend.Run(ctx, cfg) })
