@@ -66,9 +66,9 @@ var linkColumns = []column[api.Link]{
 	{"transport", func(l api.Link) string { return l.Transport }},
 	{"connections", func(l api.Link) string { return fmt.Sprint(l.Connections) }},
 	{"sent inline", func(l api.Link) string { return size.Format(int64(l.SentInlineBytes)) }},
-	{"by reference", func(l api.Link) string { return size.Format(int64(l.SentByRefBytes)) }},
+	{"sent by ref", func(l api.Link) string { return size.Format(int64(l.SentByRefBytes)) }},
 	{"received inline", func(l api.Link) string { return size.Format(int64(l.ReceivedInlineBytes)) }},
-	{"by reference", func(l api.Link) string { return size.Format(int64(l.ReceivedByRefBytes)) }},
+	{"received by ref", func(l api.Link) string { return size.Format(int64(l.ReceivedByRefBytes)) }},
 	{"loans", func(l api.Link) string { return fmt.Sprint(l.Loans) }},
 	{"lent now", func(l api.Link) string { return size.Format(int64(l.LoanBytes)) }},
 }
