@@ -133,7 +133,7 @@ func TestS4wLinksShown(t *testing.T) {
 	list, err := c.Crake("cluster", "process", "--dir", c.Dir)
 	must(t, err)
 	if head, _, _ := strings.Cut(string(list), "\n"); !strings.Contains(head, "TRANSPORT") || !strings.Contains(head, "ARENA") ||
-		!strings.Contains(string(list), "of 48MiB") || !strings.Contains(string(list), "tcp 3") {
+		!strings.Contains(string(list), "of 48MiB") || !strings.Contains(string(list), "tcp 2") {
 		t.Errorf("cluster process:\n%s", list)
 	}
 	for _, p := range workers(t, c) {
@@ -224,7 +224,7 @@ func TestS4wSmallArenas(t *testing.T) {
 			must(t, c.Up())
 			waitLinks(t, c, wire)
 			for _, p := range workers(t, c) {
-				if want := map[string]int64{"drive": 32 << 20, "compute": 16 << 20, "frontend": 32 << 20}[p.Role]; p.ArenaBytes > want || p.ArenaBytes == 0 {
+				if want := map[string]int64{"drive": 32 << 20, "compute": 16 << 20, "frontend": 48 << 20}[p.Role]; p.ArenaBytes > want || p.ArenaBytes == 0 {
 					t.Errorf("%s has an arena of %d bytes, want %d at most", p.Name, p.ArenaBytes, want)
 				}
 			}
