@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 )
 
 // Self says who this process is, in the handshake.
@@ -56,6 +57,8 @@ type Options struct {
 	OnGeneration func(g wire.Generation)
 	// Net is the network of "mem:" addresses; nil where none is used.
 	Net *Mem
+	// Capture is where people can look at the frames; nil: nowhere.
+	Capture *capture.Tap
 	// Log gets events (a peer dropped, a handshake refused); nil is slog.Default().
 	Log *slog.Logger
 }
