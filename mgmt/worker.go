@@ -228,10 +228,10 @@ func (w *worker) event(severity uint8, typ, proc, text string) {
 // run listens, leads and supervises until ctx ends.
 func (w *worker) run(ctx context.Context, old stored, ready func() error) error {
 	self := rpc.Self{Cluster: w.cluster, Role: wire.RoleMgmt, Version: w.c.Version}
-	w.router = route.New(route.Config{Self: self, Mgmt: api.MgmtAddr(w.c.Dir), Log: w.log})
+	w.router = route.New(route.Config{Self: self, Mgmt: api.MgmtAddr(w.c.Dir), Log: w.log, Capture: w.c.Capture})
 	defer w.router.Close()
 	l, err := rpc.Listen(api.MgmtAddr(w.c.Dir), rpc.Options{
-		Self: self, Handler: w.handle, AnyCluster: true, Generation: w.generation, Log: w.log,
+		Self: self, Handler: w.handle, AnyCluster: true, Generation: w.generation, Log: w.log, Capture: w.c.Capture,
 	})
 	if err != nil {
 		return err

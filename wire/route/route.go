@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -27,6 +28,8 @@ type Config struct {
 	Shm bool
 	// SameServer says whether a process is on this server, so that data may pass by reference; nil is any with a unix address.
 	SameServer func(p wire.ProcID) bool
+	// Capture is as in rpc.Options.
+	Capture *capture.Tap
 	// Log gets events; nil is slog.Default().
 	Log *slog.Logger
 }
@@ -51,7 +54,7 @@ type Router struct {
 func New(c Config) *Router {
 	r := &Router{c: c, kick: make(chan struct{}, 1), changed: make(chan struct{}), away: map[wire.ProcID]time.Time{}}
 	r.pool = rpc.NewPool(rpc.Options{
-		Self: c.Self, Arena: c.Arena, Handler: c.Handler, OnClose: c.OnClose, Net: c.Net, Log: c.Log,
+		Self: c.Self, Arena: c.Arena, Handler: c.Handler, OnClose: c.OnClose, Net: c.Net, Log: c.Log, Capture: c.Capture,
 		Generation: r.generation, OnGeneration: func(wire.Generation) { r.refresh() },
 		Shm: c.Shm, ShmWith: c.shmWith(),
 	})

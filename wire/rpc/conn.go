@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 )
 
 // errDone says that the connection has ended; callers turn it into KindConnLost with the reason.
@@ -30,6 +31,7 @@ type Conn struct {
 	out     *window // what the peer lets us ask
 	peer    Self
 	version uint16 // of the protocol
+	tap     *capture.Conn
 	own     *hello
 	log     *slog.Logger
 
@@ -73,6 +75,10 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 		c.o.MaxHandlers = defaultMaxHandlers
 	}
 	c.w.onDrain = c.startQueued
+	if o.Capture != nil {
+		c.tap = o.Capture.Conn(&capture.ConnInfo{Own: own.encode(), Peer: peer.encode(), Version: version, Name: s.name()})
+		c.w.tap = c.tap
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { c.fail(c.read()) })
 	wg.Go(func() {
