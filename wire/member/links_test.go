@@ -28,7 +28,9 @@ func peers(t *testing.T, all ...rpc.Self) *rpc.Pool {
 	for i, self := range all {
 		self.Cluster = cluster
 		name := fmt.Sprint("mem:", i)
-		echo := func(_ context.Context, r *rpc.Request) (wire.Message, wire.Data, error) { return &wire.Empty{}, r.Data, nil }
+		echo := func(_ context.Context, r *rpc.Request) (wire.Message, wire.Data, error) {
+			return &wire.Empty{}, r.Data, nil
+		}
 		l, err := rpc.Listen(name, rpc.Options{Self: self, Arena: arena, Handler: echo, Net: net.Host(name[4:])})
 		if err != nil {
 			t.Fatal(err)

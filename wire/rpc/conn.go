@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 )
 
 // errDone says that the connection has ended; callers turn it into KindConnLost with the reason.
@@ -31,6 +32,7 @@ type Conn struct {
 	peer    Self
 	peerKey wire.ProcKey
 	version uint16 // of the protocol
+	tap     *capture.Conn
 	own     *hello
 	log     *slog.Logger
 
@@ -74,6 +76,10 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 		c.o.MaxHandlers = defaultMaxHandlers
 	}
 	c.w.onDrain = c.startQueued
+	if o.Capture != nil {
+		c.tap = o.Capture.Conn(&capture.ConnInfo{Own: own.encode(), Peer: peer.encode(), Version: version, Name: s.name()})
+		c.w.tap = c.tap
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { c.fail(c.read()) })
 	wg.Go(func() {
