@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 )
 
 var testCluster = wire.ClusterID{1, 2, 3}
@@ -28,7 +29,7 @@ type world struct {
 }
 
 // transports are the ones that must pass the suite.
-var transports = []string{"unix", "tcp", "mem"}
+var transports = []string{"unix", "tcp", "tcp+tls", "mem"}
 
 func eachTransport(t *testing.T, f func(t *testing.T, w *world)) {
 	for _, name := range transports {
@@ -47,11 +48,37 @@ func newWorld(t testing.TB, transport string) *world {
 		w.addr = "unix:" + t.TempDir() + "/s"
 	case "tcp":
 		w.addr = "tcp:127.0.0.1:0"
+	case "tcp+tls":
+		w.addr = "tcp:127.0.0.1:0"
+		w.prove()
+		w.server.TLS, w.client.TLS = true, true
 	case "mem":
 		m := NewMem()
 		w.addr, w.server.Net, w.client.Net = "mem:s", m.Host("server"), m.Host("client")
 	}
 	return w
+}
+
+// prove gives both sides identities.
+func (w *world) prove() {
+	ca := testCA(w.t)
+	w.server.Identity, w.client.Identity = testIdentity(w.t, ca, w.server.Self), testIdentity(w.t, ca, w.client.Self)
+}
+
+func testCA(t testing.TB) *identity.CA {
+	ca, err := identity.NewCA(testCluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca
+}
+
+func testIdentity(t testing.TB, ca *identity.CA, s Self) *identity.Identity {
+	id, err := ca.Issue(s.Role, s.Proc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 func testArena(t testing.TB, size int) *wire.Arena {

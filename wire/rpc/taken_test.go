@@ -186,8 +186,11 @@ func (w *world) endpoint() (c *Conn, s *countedStream, peer stream) {
 	s = &countedStream{}
 	go func() {
 		var err error
-		if s.stream, err = a.accept(); err == nil {
-			own, other, version, err = shake(s, &w.server, false, nil)
+		if s.stream, err = a.accept(); err == nil && w.server.TLS {
+			s.stream, err = tlsOver(context.Background(), s.stream, &w.server, false)
+		}
+		if err == nil {
+			own, other, version, err = greet(context.Background(), s.stream, &w.server, false, nil)
 		}
 		shaken <- err
 	}()
