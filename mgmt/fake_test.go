@@ -91,11 +91,10 @@ func runFake(ctx context.Context, role string) error {
 	}
 	f.router = route.New(route.Config{Self: f.self, Mgmt: flagOf("--mgmt"), OnMap: f.onMap, Identity: f.id})
 	defer f.router.Close()
-	l, err := rpc.Listen(flagOf("--listen"), rpc.Options{Self: f.self, Handler: f.handle, Identity: f.id, Admit: f.router.Admit})
+	l, err := f.router.Listen([]string{flagOf("--listen")}, rpc.Options{Handler: f.handle})
 	if err != nil {
 		return err
 	}
-	f.router.Guard(l)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	hup := make(chan os.Signal, 1)
@@ -104,7 +103,7 @@ func runFake(ctx context.Context, role string) error {
 	go func() { _ = f.router.Run(ctx) }()
 	var reg wire.RegisterResp
 	for {
-		req := &wire.RegisterReq{Proc: f.self.Proc, Role: f.self.Role, PID: uint32(os.Getpid()), Name: flagOf("--name"), Version: "test", Addrs: []string{l.Addr()}}
+		req := &wire.RegisterReq{Proc: f.self.Proc, Role: f.self.Role, PID: uint32(os.Getpid()), Name: flagOf("--name"), Version: "test", Addrs: l.Addrs()}
 		if err = f.router.Mgmt(ctx, &rpc.Call{Method: wire.MRegister, Req: req, Resp: &reg}); err == nil {
 			break
 		}

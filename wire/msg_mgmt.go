@@ -68,6 +68,33 @@ type HeartbeatReq struct {
 	Note        string
 	Buckets     []BucketReport
 	Drives      []DriveStatResp
+
+	ArenaBytes uint64     // size of its arena
+	ArenaUsed  uint64     // bytes of it that are handed out
+	Links      []LinkStat // at most MaxPeerLinks; see there
+}
+
+// MaxPeerLinks bounds the links of a heartbeat: 100 bytes each, twice a second. Of a process that has more the rest is summed up, by
+// transport, as links to process 0.
+const MaxPeerLinks = 256
+
+// LinkStat sums up the connections between a process and one of its peers that are up and go by the same transport. Bytes are of data
+// sections, since these connections began.
+//
+// wire:message
+type LinkStat struct {
+	Peer      ProcID
+	Role      Role // of the peer
+	Conns     uint32
+	Transport string // "shm", "unix", "tcp", "tcp+tls" or "mem"
+
+	SentInline     uint64 // through the socket
+	SentByRef      uint64 // lent to the peer
+	ReceivedInline uint64
+	ReceivedByRef  uint64 // lent by the peer
+
+	Loans     uint32 // frames whose data the peer has and has not given back
+	LoanBytes uint64 // memory that they hold
 }
 
 // HeartbeatResp renews for LeaseMs from the time the request was sent. A process of another incarnation than the

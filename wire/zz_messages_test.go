@@ -42,6 +42,7 @@ func newMessages() []Message {
 		&Lease{},
 		&LeaseDropReq{},
 		&LinkReq{},
+		&LinkStat{},
 		&ListEntry{},
 		&ListReq{},
 		&ListResp{},

@@ -439,11 +439,11 @@ func TestGoodbye(t *testing.T) {
 
 // Claim: all that is wrong with a place is told at once, by the names of the flags.
 func TestPlace(t *testing.T) {
-	if errs := (Place{Name: "a", Proc: 1, Cluster: cluster, Mgmt: "unix:/a", Listen: "tcp:host:1"}).Check(); errs != nil {
+	if errs := (Place{Name: "a", Proc: 1, Cluster: cluster, Mgmt: "unix:/a", Identity: "/id", Listen: []string{"tcp:host:1"}}).Check(); errs != nil {
 		t.Error(errs)
 	}
-	all := fmt.Sprint(Place{Mgmt: "unix:", Listen: "http://x"}.Check())
-	for _, want := range []string{"--name", "--proc", "--cluster", "--mgmt", "--listen"} {
+	all := fmt.Sprint(Place{Mgmt: "unix:", Listen: []string{"http://x"}}.Check())
+	for _, want := range []string{"--name", "--proc", "--cluster", "--mgmt", "--listen", "--identity"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("%s is not told in %s", want, all)
 		}
