@@ -16,6 +16,7 @@ import (
 	"github.com/crakefs/crake/compute/internal/session"
 	"github.com/crakefs/crake/compute/internal/store"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
@@ -65,9 +66,12 @@ func newProcess(cfg Config) (*process, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
+	id, err := identity.LoadIf(cfg.Identity)
+	if err != nil {
+		return nil, err
+	}
 	p := &process{cfg: cfg, log: cfg.Log, lease: own.NewLease(own.BootClock)}
 	p.leaser.p = p
-	var err error
 	if p.arena, err = wire.NewArena(int(cfg.Arena)); err != nil {
 		return nil, fmt.Errorf("arena of %d bytes: %w", cfg.Arena, err)
 	}
@@ -76,7 +80,7 @@ func newProcess(cfg Config) (*process, error) {
 	p.files = pebble.NewFileCache(1, fileCacheFiles)
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: cfg.Proc, Version: cfg.Version}
 	p.router = route.New(route.Config{
-		Self: self, Mgmt: cfg.Mgmt, Wire: cfg.Wire, TLS: cfg.Encrypt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
+		Self: self, Mgmt: cfg.Mgmt, Wire: cfg.Wire, Identity: id, TLS: cfg.Encrypt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
 		Capture: cfg.Capture,
 	})
 	p.member = p.newMember(self)

@@ -26,6 +26,8 @@ type Config struct {
 	Listen []string
 	// Wire says how it speaks with processes of its server.
 	Wire route.Wire
+	// Identity is the file by which mgmt lets this run prove who it is.
+	Identity string
 	// Encrypt encrypts what it says by TCP, and takes no connection that is not.
 	Encrypt bool
 	// Arena bounds the memory for file data, in bytes; 0 is 64 MiB.
@@ -47,7 +49,7 @@ type Config struct {
 
 // Validate lists all that is wrong.
 func (c *Config) Validate() error {
-	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen, Wire: c.Wire}.Check()
+	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen, Wire: c.Wire, Identity: c.Identity}.Check()
 	if c.Arena != 0 && c.Arena < MinArenaBytes {
 		errs = append(errs, fmt.Errorf("--arena %d: at least %d bytes, two requests of the largest size", c.Arena, int64(MinArenaBytes)))
 	}

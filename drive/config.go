@@ -27,6 +27,8 @@ type Config struct {
 	Listen []string
 	// Wire says how it speaks with processes of its server.
 	Wire route.Wire
+	// Identity is the file by which mgmt lets this run prove who it is.
+	Identity string
 	// Encrypt encrypts what it says by TCP, and takes no connection that is not.
 	Encrypt bool
 	// Devices are what it serves; at least one.
@@ -62,7 +64,7 @@ type Device struct {
 
 // Validate lists all that is wrong.
 func (c *Config) Validate() error {
-	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen, Wire: c.Wire}.Check()
+	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen, Wire: c.Wire, Identity: c.Identity}.Check()
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if len(c.Devices) == 0 || len(c.Devices) > maxDevices {
 		add("--device: %d devices, want 1 to %d", len(c.Devices), maxDevices)

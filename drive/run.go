@@ -15,6 +15,7 @@ import (
 	"github.com/crakefs/crake/drive/internal/server"
 	"github.com/crakefs/crake/drive/internal/store"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
@@ -45,6 +46,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if p.log == nil {
 		p.log = slog.Default()
 	}
+	id, err := identity.LoadIf(cfg.Identity)
+	if err != nil {
+		return err
+	}
 	if p.cfg.Arena == 0 {
 		p.cfg.Arena = defaultArenaBytes
 	}
@@ -55,8 +60,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if p.engine, err = blockio.NewEngine(blockio.EngineConfig{Choice: blockio.Choice(p.cfg.Engine), Arena: p.arena, Log: p.log}); err != nil {
 		return err
 	}
-	p.router = route.New(route.Config{Self: p.self(), Mgmt: p.cfg.Mgmt, Wire: p.cfg.Wire, TLS: p.cfg.Encrypt, Arena: p.arena, Net: p.cfg.Net, Log: p.log,
-		Capture: p.cfg.Capture})
+	p.router = route.New(route.Config{Self: p.self(), Mgmt: p.cfg.Mgmt, Wire: p.cfg.Wire, Identity: id, TLS: p.cfg.Encrypt, Arena: p.arena,
+		Net: p.cfg.Net, Log: p.log, Capture: p.cfg.Capture})
 	defer p.router.Close()
 	p.member = p.newMember()
 	defer func() { err = errors.Join(err, p.closeDevices(), p.engine.Close()) }()

@@ -28,6 +28,8 @@ type Config struct {
 	Listen []string
 	// Wire says how it speaks with processes of its server.
 	Wire route.Wire
+	// Identity is the file by which mgmt lets this run prove who it is.
+	Identity string
 	// Encrypt encrypts what it says by TCP, and takes no connection that is not.
 	Encrypt bool
 	// FS is the name of the filesystem.
@@ -52,7 +54,7 @@ type Config struct {
 
 // Validate lists all that is wrong.
 func (c *Config) Validate() error {
-	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen, Wire: c.Wire}.Check()
+	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen, Wire: c.Wire, Identity: c.Identity}.Check()
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if c.FS == "" {
 		add("--fs is missing")

@@ -10,6 +10,7 @@ import (
 	"github.com/crakefs/crake/frontend/internal/core"
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/away"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
@@ -42,12 +43,16 @@ type frontend struct {
 func join(ctx context.Context, cfg Config) (m *frontend, err error) {
 	cfg.setDefaults()
 	m = &frontend{cfg: cfg, fsDone: make(chan struct{})}
+	id, err := identity.LoadIf(cfg.Identity)
+	if err != nil {
+		return nil, err
+	}
 	m.ctx, m.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	if m.arena, err = wire.NewArena(int(core.ArenaBytes(cfg.DirtyBytes, cfg.ArenaBytes))); err != nil {
 		return nil, err
 	}
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleFrontend, Proc: cfg.Proc, Version: cfg.Version}
-	m.router = route.New(route.Config{Self: self, Mgmt: cfg.Mgmt, Wire: cfg.Wire, TLS: cfg.Encrypt, Arena: m.arena, Handler: m.handle, OnMap: m.onMap,
+	m.router = route.New(route.Config{Self: self, Mgmt: cfg.Mgmt, Wire: cfg.Wire, Identity: id, TLS: cfg.Encrypt, Arena: m.arena, Handler: m.handle, OnMap: m.onMap,
 		Net: cfg.Net, Log: cfg.Log, Capture: cfg.Capture})
 	m.member = member.New(member.Config{Self: self, Name: cfg.Name, Cores: cfg.Cores, Ask: m.router.Mgmt, Log: cfg.Log,
 		Arena: m.arena, Conns: m.router.Conns, Beat: m.beat, Answered: m.answered, Silent: m.silent})

@@ -242,8 +242,10 @@ func (w *worker) event(severity uint8, typ, proc, text string) {
 // run listens, leads and supervises until ctx ends.
 func (w *worker) run(ctx context.Context, old stored, ready func() error) error {
 	self := rpc.Self{Cluster: w.cluster, Role: wire.RoleMgmt, Version: w.c.Version}
-	w.router = route.New(route.Config{Self: self, Mgmt: api.MgmtAddr(w.c.Dir), Server: serverID, Wire: w.file.Wire, TLS: w.file.WireEncryption,
-		Identity: w.ids.own, Log: w.log, Capture: w.c.Capture})
+	w.router = route.New(route.Config{
+		Self: self, Mgmt: api.MgmtAddr(w.c.Dir), Server: serverID, Wire: w.file.Wire, Identity: w.ids.own, TLS: w.file.WireEncryption, Log: w.log,
+		Capture: w.c.Capture,
+	})
 	defer w.router.Close()
 	l, err := rpc.Listen(api.MgmtAddr(w.c.Dir), rpc.Options{
 		Self: self, Handler: w.handle, AnyCluster: true, Identity: w.ids.own, Admit: w.ids.admit, Generation: w.generation, Log: w.log,

@@ -17,6 +17,8 @@ type Place struct {
 	Mgmt    string         // address of the local mgmt
 	Listen  []string       // addresses to listen on, best first
 	Wire    route.Wire     // how it speaks with processes of its server
+	// Identity is the file that proves who it is. It may be missing where all addresses are "mem:", in tests.
+	Identity string
 }
 
 // Check lists all that is wrong, by the names of the flags.
@@ -30,8 +32,10 @@ func (p Place) Check() []error {
 	need(p.Name != "", "--name")
 	need(p.Proc != 0, "--proc")
 	need(p.Cluster != wire.ClusterID{}, "--cluster")
+	real := false
 	address := func(flag, addr string) {
 		kind, rest, ok := strings.Cut(addr, ":")
+		real = real || kind != "mem"
 		if !ok || rest == "" || kind != "unix" && kind != "tcp" && kind != "mem" {
 			errs = append(errs, fmt.Errorf("%s: address %q: use unix:/path or tcp:host:port", flag, addr))
 		}
@@ -44,6 +48,7 @@ func (p Place) Check() []error {
 	if len(p.Listen) > maxListen {
 		errs = append(errs, fmt.Errorf("--listen: %d addresses, at most %d", len(p.Listen), maxListen))
 	}
+	need(p.Identity != "" || !real, "--identity")
 	if err := p.Wire.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("--wire %w", err))
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 )
 
 var testCluster = wire.ClusterID{1, 2, 3}
@@ -38,6 +39,28 @@ func newWorld(t testing.TB, name string) *world {
 	i := slices.IndexFunc(transports, func(tr transport) bool { return tr.name == name })
 	transports[i].prepare(t, w)
 	return w
+}
+
+// prove gives both sides identities.
+func (w *world) prove() {
+	ca := testCA(w.t)
+	w.server.Identity, w.client.Identity = testIdentity(w.t, ca, w.server.Self), testIdentity(w.t, ca, w.client.Self)
+}
+
+func testCA(t testing.TB) *identity.CA {
+	ca, err := identity.NewCA(testCluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca
+}
+
+func testIdentity(t testing.TB, ca *identity.CA, s Self) *identity.Identity {
+	id, err := ca.Issue(s.Role, s.Proc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 func testArena(t testing.TB, size int) *wire.Arena {
