@@ -28,7 +28,7 @@ type world struct {
 }
 
 // transports are the ones that must pass the suite.
-var transports = []string{"unix", "tcp", "mem"}
+var transports = []string{"unix", "tcp", "mem", "shm"}
 
 func eachTransport(t *testing.T, f func(t *testing.T, w *world)) {
 	for _, name := range transports {
@@ -45,6 +45,9 @@ func newWorld(t testing.TB, transport string) *world {
 	switch transport {
 	case "unix":
 		w.addr = "unix:" + t.TempDir() + "/s"
+	case "shm":
+		w.addr = "unix:" + t.TempDir() + "/s"
+		w.server.Shm, w.client.Shm = true, true
 	case "tcp":
 		w.addr = "tcp:127.0.0.1:0"
 	case "mem":
@@ -60,6 +63,7 @@ func testArena(t testing.TB, size int) *wire.Arena {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		eventually(t, "what is lent to come back", func() bool { return a.Stats().Lent == 0 })
 		if err := a.Close(); err != nil {
 			t.Error(err)
 		}

@@ -32,6 +32,7 @@ type Conn struct {
 	version uint16 // of the protocol
 	own     *hello
 	log     *slog.Logger
+	shm     *shm // nil: data goes through the stream
 
 	done     chan struct{} // closed when the connection has ended
 	finished chan struct{} // closed after OnClose
@@ -74,6 +75,10 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 	}
 	c.w.onDrain = c.startQueued
 	var wg sync.WaitGroup
+	if k := socketOf(s); k != nil && k.ch != nil {
+		c.shm = newShm(c, k.ch)
+		wg.Go(func() { c.fail(c.shm.run()) })
+	}
 	wg.Go(func() { c.fail(c.read()) })
 	wg.Go(func() {
 		if err := c.w.run(c.done); err != nil {
@@ -120,6 +125,9 @@ func (c *Conn) fail(err error) {
 	c.mu.Unlock()
 	close(c.done)
 	_ = c.s.close()
+	if c.shm != nil {
+		c.shm.ch.close()
+	}
 	c.cancel()
 	c.w.stop()
 	for _, p := range calls {
@@ -136,6 +144,9 @@ func (c *Conn) lost() error {
 func (c *Conn) finish(wg *sync.WaitGroup) {
 	wg.Wait()
 	c.stopServing()
+	if c.shm != nil {
+		c.shm.close()
+	}
 	err := c.Err()
 	if k := wire.KindOf(err); k != wire.KindConnLost && k != wire.KindShutdown {
 		c.log.Warn("peer dropped", "peer", c.s.name(), "role", c.peer.Role.String(), "proc", uint32(c.peer.Proc), "err", err)

@@ -59,7 +59,11 @@ func dialled(ctx context.Context, s stream, o Options) (*Conn, error) {
 	_ = s.setDeadline(time.Now().Add(handshakeTimeout))
 	stop := context.AfterFunc(ctx, func() { _ = s.setDeadline(time.Unix(1, 0)) })
 	own, peer, version, err := shake(s, &o, true, nil)
+	if err == nil {
+		err = openChannel(s, own, peer, true)
+	}
 	if !stop() {
+		closeChannel(s)
 		return nil, wire.E("rpc.handshake", wire.KindTimeout, s.name(), errors.Join(ctx.Err(), err))
 	}
 	if err != nil {

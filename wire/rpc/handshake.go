@@ -152,6 +152,7 @@ func ownHello(o *Options) *hello {
 // listening side asks room last.
 func shake(s stream, o *Options, dialled bool, room func() error) (own, peer *hello, version uint16, err error) {
 	own = ownHello(o)
+	own.features |= shmFeature(s, o)
 	if dialled {
 		if err := writeFull(s, own.encode()); err != nil {
 			return nil, nil, 0, wire.E("rpc.handshake", wire.KindConnLost, s.name(), err)

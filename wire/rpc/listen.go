@@ -147,9 +147,13 @@ func (l *Listener) shaken(s stream) bool {
 func (l *Listener) serve(s stream) {
 	_ = s.setDeadline(time.Now().Add(handshakeTimeout))
 	own, peer, version, err := shake(s, &l.o, false, l.full)
+	if err == nil {
+		err = openChannel(s, own, peer, false)
+	}
 	ok := l.shaken(s)
 	if err != nil || !ok {
 		_ = s.close()
+		closeChannel(s)
 		if ok {
 			l.o.logger().Warn("handshake failed", "addr", l.Addr(), "peer", s.name(), "err", err)
 		}

@@ -20,14 +20,12 @@ type ConnStats struct {
 
 // Transport tells how data passes: "shm" (by reference), "unix", "tcp" or "mem".
 func (c *Conn) Transport() string {
-	s := c.s
-	if n, ok := s.(*namedStream); ok {
-		s = n.stream
-	}
-	k, ok := s.(*sockStream)
+	k := socketOf(c.s)
 	switch {
-	case !ok:
+	case k == nil:
 		return TransportMem
+	case c.shm.on():
+		return TransportShm
 	case k.unix():
 		return TransportUnix
 	}
@@ -36,5 +34,10 @@ func (c *Conn) Transport() string {
 
 // Stats tells what the connection has carried.
 func (c *Conn) Stats() ConnStats {
-	return ConnStats{InlineSentBytes: c.w.txData.Load(), InlineReceivedBytes: c.landed.Load()}
+	st := ConnStats{InlineSentBytes: c.w.txData.Load(), InlineReceivedBytes: c.landed.Load()}
+	if c.shm != nil {
+		st.LentBytes, st.BorrowedBytes = c.shm.lend.sentBytes.Load(), c.shm.borrow.receivedBytes.Load()
+		st.LoansOut, st.LoansOutBytes = c.shm.lend.state()
+	}
+	return st
 }
