@@ -35,6 +35,8 @@ type Config struct {
 	Log *slog.Logger
 	// Net is the network of "mem:" addresses, for tests; nil else.
 	Net *rpc.Mem
+	// NoShm has all data go through sockets; else it passes by reference between processes of one server (rpc.Options.Shm).
+	NoShm bool
 }
 
 // Validate lists all that is wrong.

@@ -118,6 +118,7 @@ func (p *process) serve(ctx context.Context) error {
 	h := server.New(p.stores)
 	l, err := rpc.Listen(p.cfg.Listen, rpc.Options{
 		Self: self, Arena: p.arena, Handler: h.Handle, Start: h.Start, Kick: h.Kick, MaxHandlers: maxHandlers, Net: p.cfg.Net, Log: p.log,
+		Shm: !p.cfg.NoShm,
 	})
 	if err != nil {
 		return err
