@@ -171,7 +171,8 @@ func (ch *channel) send(p packet, fds ...int) error {
 	return os.NewSyscallError("sendmsg", serr)
 }
 
-// receive waits for a packet. The caller owns the descriptors that came with it: at most packetFds; further ones are lost.
+// receive waits for a packet. The caller owns the descriptors that came with it: none if there were
+// more than packetFds.
 func (ch *channel) receive() (packet, []int, error) {
 	b := make([]byte, packetBytes+1) // one more shows a longer packet
 	n, fds, err := receiveFds(ch.rc, b)
@@ -191,13 +192,13 @@ func (ch *channel) receive() (packet, []int, error) {
 
 func (ch *channel) close() { _ = ch.f.Close() }
 
-// receiveFds waits for bytes, or a packet, and up to packetFds descriptors with them.
+// receiveFds waits for bytes, or a packet, and up to packetFds descriptors with them; if there were more, there are none.
 func receiveFds(rc syscall.RawConn, b []byte) (n int, fds []int, err error) {
 	oob := make([]byte, unix.CmsgSpace(packetFds*4))
-	var oobn int
+	var oobn, flags int
 	var rerr error
 	err = rc.Read(func(fd uintptr) bool {
-		n, oobn, _, _, rerr = unix.Recvmsg(int(fd), b, oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), b, oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 		return rerr != unix.EAGAIN && rerr != unix.EINTR
 	})
 	if err != nil {
@@ -214,6 +215,10 @@ func receiveFds(rc syscall.RawConn, b []byte) (n int, fds []int, err error) {
 		if got, err := unix.ParseUnixRights(&messages[i]); err == nil {
 			fds = append(fds, got...)
 		}
+	}
+	if flags&unix.MSG_CTRUNC != 0 { // more were sent, or this process has as many as it may: none is as good as some
+		closeForeign(fds)
+		fds = nil
 	}
 	return n, fds, nil
 }
