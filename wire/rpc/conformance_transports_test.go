@@ -17,6 +17,10 @@ var transports = []transport{
 		w.prove()
 		w.server.TLS, w.client.TLS = true, true
 	}},
+	{"shm", func(t testing.TB, w *world) {
+		w.addr = "unix:" + t.TempDir() + "/s"
+		w.server.Shm, w.client.Shm = true, true
+	}},
 	{"mem", func(_ testing.TB, w *world) {
 		m := NewMem()
 		w.addr, w.server.Net, w.client.Net = "mem:s", m.Host("server"), m.Host("client")
