@@ -173,7 +173,7 @@ func TestLinksInTheListing(t *testing.T) {
 	c.until("links", func() bool { return len(c.proc("drive0").Links) == 2 })
 	p := c.proc("drive0")
 	want := []api.Link{{Peer: "compute0", Transport: "shm", Connections: 2, SentByRefBytes: 5}, {Peer: "drive 77", Transport: "tcp"}}
-	if !slices.Equal(p.Links, want) || p.ArenaBytes != 1<<20 || p.ArenaUsedBytes != 1<<12 {
+	if !slices.Equal(p.Links, want) || p.ArenaBytes != 1<<20 || p.ArenaUsedBytes != 1<<12 || p.ArenaLentBytes != 3 || p.ArenaQuarantinedBytes != 2 {
 		t.Errorf("%+v", p)
 	}
 	if p := c.proc("mgmt"); p.Links == nil {

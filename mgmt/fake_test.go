@@ -144,7 +144,7 @@ func (f *fake) beat(ctx context.Context, hup <-chan os.Signal, reg *wire.Registe
 		}
 		// A process of the map, and one that is not in it.
 		hb.Links = []wire.LinkStat{{Peer: 7, Role: wire.RoleCompute, Conns: 2, Transport: "shm", SentByRef: 5}, {Peer: 77, Role: wire.RoleDrive, Transport: "tcp"}}
-		hb.ArenaBytes, hb.ArenaUsed = 1<<20, 1<<12
+		hb.Arena = wire.ArenaReport{Bytes: 1 << 20, Used: 1 << 12, Lent: 3, Quarantined: 2}
 		f.mu.Unlock()
 		if err := f.router.Mgmt(ctx, &rpc.Call{Method: wire.MHeartbeat, Req: hb, Resp: &wire.HeartbeatResp{}}); wire.KindOf(err) == wire.KindStaleSession {
 			return err

@@ -69,9 +69,18 @@ type HeartbeatReq struct {
 	Buckets     []BucketReport
 	Drives      []DriveStatResp
 
-	ArenaBytes uint64     // size of its arena
-	ArenaUsed  uint64     // bytes of it that are handed out
-	Links      []LinkStat // at most MaxPeerLinks; see there
+	Arena ArenaReport
+	Links []LinkStat // at most MaxPeerLinks; see there
+}
+
+// ArenaReport tells what the memory of a process for file data is doing, in bytes; see ArenaStats.
+//
+// wire:message
+type ArenaReport struct {
+	Bytes       uint64 // its size
+	Used        uint64 // handed out, what is lent included
+	Lent        uint64 // to other processes
+	Quarantined uint64 // lent to connections that have ended, until nobody can touch it any more
 }
 
 // MaxPeerLinks bounds the links of a heartbeat: 100 bytes each, twice a second. Of a process that has more the rest is summed up, by

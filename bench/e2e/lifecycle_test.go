@@ -224,7 +224,7 @@ func TestPromisedKeys(t *testing.T) {
 		keys string
 	}{
 		{[]string{"dev", "ps"}, "role name pid cores version state"},
-		{[]string{"cluster", "process"}, "id role name pid cores version state rss_bytes restarts addrs arena_bytes arena_used_bytes links"},
+		{[]string{"cluster", "process"}, "id role name pid cores version state rss_bytes restarts addrs arena_bytes arena_used_bytes arena_lent_bytes arena_quarantined_bytes links"},
 		{[]string{"cluster", "drive"}, "id process path state size_bytes free_bytes reason problem read_ns write_ns flush_ns errors corrupt engine engine_reason flush"},
 		{[]string{"cluster", "bucket"}, "id owner epoch state"},
 		{[]string{"fs", "ls"}, "id name mounts"},

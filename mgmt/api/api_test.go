@@ -102,7 +102,7 @@ func TestCheckDir(t *testing.T) {
 func TestStableKeys(t *testing.T) {
 	for v, want := range map[any]string{
 		&Status{}:     "cluster_id name version generation formed_at time protection lease_ms health processes drives buckets capacity filesystems mounts sessions mgmt advice wire wire_encryption",
-		&Process{}:    "id name role state pid cores version incarnation ready started_at restarts rss_bytes heartbeat_age_ms addrs log last_exit note arena_bytes arena_used_bytes links",
+		&Process{}:    "id name role state pid cores version incarnation ready started_at restarts rss_bytes heartbeat_age_ms addrs log last_exit note arena_bytes arena_used_bytes arena_lent_bytes arena_quarantined_bytes links",
 		&Link{}:       "peer transport connections sent_inline_bytes sent_by_ref_bytes received_inline_bytes received_by_ref_bytes loans loan_bytes",
 		&Drive{}:      "id process path state domain size_bytes free_bytes strips reads read_bytes writes write_bytes flushes errors engine engine_reason flush pgs reason problem troubles read_ns write_ns flush_ns queued corrupt scrub_done_bytes scrub_total_bytes scrub_passes discard_bytes index_bytes",
 		&DriveCount{}: "up total failed",

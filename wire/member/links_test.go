@@ -123,7 +123,7 @@ func TestHeartbeatTellsLinks(t *testing.T) {
 			t.Fatal(err)
 		}
 		hb := told(g, &g.hbs)[0]
-		if len(hb.Links) != 1 || hb.Links[0].Peer != 4 || hb.ArenaBytes != 1<<20 || hb.ArenaUsed != wire.BlockSize {
+		if len(hb.Links) != 1 || hb.Links[0].Peer != 4 || hb.Arena != (wire.ArenaReport{Bytes: 1 << 20, Used: wire.BlockSize}) {
 			t.Errorf("%+v", hb)
 		}
 	})

@@ -641,12 +641,12 @@ func TestLinksOfHeartbeats(t *testing.T) {
 	f.start("compute0")
 	id := f.id("compute0")
 	p := f.c.s.Procs[id]
-	hb := &wire.HeartbeatReq{Proc: id, Incarnation: p.Incarnation, ArenaBytes: 10, ArenaUsed: 3, Links: make([]wire.LinkStat, wire.MaxPeerLinks)}
+	hb := &wire.HeartbeatReq{Proc: id, Incarnation: p.Incarnation, Arena: wire.ArenaReport{Bytes: 10, Used: 3}, Links: make([]wire.LinkStat, wire.MaxPeerLinks)}
 	if err := f.c.Heartbeat(f.now, hb); err != nil {
 		t.Fatal(err)
 	}
-	if l := f.c.Live(id); len(l.Links) != wire.MaxPeerLinks || l.Arena != 10 || l.InArena != 3 {
-		t.Errorf("%d links, arena %d of %d", len(l.Links), l.InArena, l.Arena)
+	if l := f.c.Live(id); len(l.Links) != wire.MaxPeerLinks || l.Arena != hb.Arena {
+		t.Errorf("%d links, arena %+v", len(l.Links), l.Arena)
 	}
 	hb.Links = append(hb.Links, wire.LinkStat{})
 	if err := f.c.Heartbeat(f.now, hb); wire.KindOf(err) != wire.KindOverLimit {
@@ -657,7 +657,7 @@ func TestLinksOfHeartbeats(t *testing.T) {
 		t.Errorf("a long name: %v", err)
 	}
 	f.c.Exited(f.now, id, p.PID)
-	if l := f.c.Live(id); len(l.Links) != 0 || l.InArena != 0 {
+	if l := f.c.Live(id); len(l.Links) != 0 || l.Arena != (wire.ArenaReport{}) {
 		t.Errorf("a run that is over has %d links", len(l.Links))
 	}
 }

@@ -13,7 +13,7 @@ import (
 func TestPrintOneProcess(t *testing.T) {
 	p := api.Process{
 		ID: 7, Name: "compute0", Role: "compute", State: "up", PID: 123, Cores: []int{1}, Addrs: []string{"unix:/a", "tcp:b:1"},
-		ArenaBytes: 64 << 20, ArenaUsedBytes: 3 << 20, Links: []api.Link{
+		ArenaBytes: 64 << 20, ArenaUsedBytes: 3 << 20, ArenaLentBytes: 1 << 10, ArenaQuarantinedBytes: 2 << 10, Links: []api.Link{
 			{Peer: "drive0", Transport: "shm", Connections: 1, SentInlineBytes: 5 << 10, SentByRefBytes: 7 << 20, Loans: 11, LoanBytes: 1 << 20},
 			{Peer: "drive1", Transport: "shm", Connections: 2}, {Peer: "", Transport: "tcp+tls", Connections: 3},
 		},
@@ -23,7 +23,7 @@ func TestPrintOneProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"compute0, compute 7", "123, on cores 1", "3MiB of 64MiB", "unix:/a, tcp:b:1", "shm 3, tcp+tls 3", "SENT BY REF", "5KiB", "7MiB", "11", "others",
+		"compute0, compute 7", "123, on cores 1", "3MiB of 64MiB", "1KiB, and 2KiB in quarantine", "unix:/a, tcp:b:1", "shm 3, tcp+tls 3", "SENT BY REF", "5KiB", "7MiB", "11", "others",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, out.String())
