@@ -35,6 +35,12 @@
 //   - A peer sends nonsense: disconnected, logged once, bounded memory (rpc: TestHostileFrames, TestHostileHandshake,
 //     TestHandshakeFlood, FuzzFrames, FuzzHello; wire: FuzzMessages, FuzzHeader, FuzzSegRecord, TestMessagesFalseCounts).
 //   - A peer of another cluster or version: refused, and told why (rpc: TestHandshakeVerdict, TestHandshakeRefused).
+//   - A peer cannot prove who it is, is another than it says, repeats, reflects or forwards a proof, or sends none or half of one: refused, and
+//     told why; bounded memory and time (rpc: TestProofRefused, TestHostileProof, TestSlowProof, TestToolNeedsNoProof, FuzzProof).
+//   - A run of a process is over, or not in the map: refused by all, after a wait for a newer map, and its connections end (route: TestAdmit,
+//     TestNewMapEndsConnections; rpc: TestExpel; on a cluster: TestS4wIdentities).
+//   - Somebody forwards between two sides over TCP: found where they encrypt, and only there (rpc: TestManInTheMiddle).
+//   - One side encrypts and the other does not, or with another CA: both are told (rpc: TestOneSideEncrypts, TestTLSOfAnotherCA).
 //   - A peer reads slowly or asks too much: bounded by windows and backlog (rpc: TestSlowReader, TestWindow,
 //     TestTakenBacklog, TestTakenWindow).
 //   - A connection ends, or an asker gives up, while requests are worked on without a goroutine: it waits for their answers, which have
@@ -55,7 +61,7 @@
 //
 // ids.go (the vocabulary), errors.go, limits.go, clustermap.go, buf.go (the zero-copy rule), arena.go and arena_buddy.go (where Bufs
 // come from), message.go and codec.go (how messages are encoded), msg_*.go (the messages, by who answers them), segrecord.go (what lies
-// in a segment); then rpc (connections), route (who owns what, and the one place for retries) and member (a process's life with mgmt).
+// in a segment); then identity (who a process is), rpc (connections), route (who owns what, and the one place for retries) and member (a process's life with mgmt).
 //
 // PROTOCOL.md is the specification of the bytes.
 package wire

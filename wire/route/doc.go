@@ -13,6 +13,9 @@
 //  4. Router.Drive asks once: its callers have other replicas or strips to turn to. A process that does not take a connection
 //     counts as away for 200 ms, or until a map tells of a new run of it.
 //
+//  4. Router.Admit (admit.go) lets only those connect that the map names, by the certificate of their newest run. A new map ends the connections of
+//     others.
+//
 // Goroutines: Run's caller's, and one for the question under way, which Run waits for. OnMap is called in Run's or SetMap's.
 // Lock order: setMu (held while OnMap runs, so OnMap must not call SetMap), then mu.
 //

@@ -27,13 +27,19 @@
 // answers have a reserve (see wire.Arena). If there is no room all the same, the reader waits a second, which holds up what is behind on
 // that connection, then throws the data away and answers, or ends the call, with KindUnavailable: so no circle of waits lasts.
 //
+// # Who may connect
+//
+// A side that has Options.Identity proves who it is right after the hellos, and takes nobody who does not (auth.go); Options.Admit then decides
+// whether that run of the process may connect, and Expel ends connections when it may not any more. With Options.TLS all that happens
+// inside TLS (tls.go), over TCP only.
+//
 // # Goroutines
 //
 // Conn: read, writer.run, watch, finish (waits for the others and calls OnClose), handlers. They start with the connection and end
 // with it: Close, the end of Listener.Serve, Pool.Close. Pool: one for each dial under way. Listener: one for each connection.
 //
 // Lock order: see Conn. Reading order: rpc.go, handshake.go, conn.go, call.go, window.go, writer.go, read.go, serve.go, taken.go,
-// reqctx.go, stream.go, dial.go, listen.go, pool.go, mem.go, limits.go.
+// reqctx.go, stream.go, auth.go, auth_conn.go, tls.go, dial.go, listen.go, pool.go, mem.go, limits.go.
 //
 // How it fails, and the test for each, stands in the documentation of package wire.
 package rpc
