@@ -255,3 +255,76 @@ func TestShmChain(t *testing.T) {
 		t.Error("nothing passed by reference")
 	}
 }
+
+// Claim: where the connection breaks over which borrowed memory was passed on, its owner gets it back only when the last borrower has released
+// it, although nothing of the one in between is lent to that one.
+func TestShmPassedOnConnectionEnds(t *testing.T) {
+	checkGoroutines(t)
+	dir := t.TempDir()
+	owner, between, last := testArena(t, 4<<20), testArena(t, 4<<20), testArena(t, 4<<20)
+	options := func(a *wire.Arena, h Handler) Options {
+		return Options{Self: Self{Cluster: testCluster, Role: wire.RoleCompute, Proc: 1}, Arena: a, Shm: true, Handler: h}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var serving sync.WaitGroup
+	defer func() { cancel(); serving.Wait() }()
+	listen := func(addr string, o Options) {
+		l, err := Listen(addr, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		serving.Go(func() { _ = l.Serve(ctx) })
+	}
+	dial := func(addr string, o Options) *Conn {
+		c, err := Dial(t.Context(), addr, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close(); <-c.finished })
+		sharing(t, c)
+		return c
+	}
+	kept := make(chan wire.Data, 100)
+	listen("unix:"+dir+"/last", options(last, func(_ context.Context, r *Request) (wire.Message, wire.Data, error) {
+		if r.Header.Trace == 1 {
+			r.Data.Release()
+		} else {
+			kept <- r.Data
+		}
+		return nil, nil, nil
+	}))
+	next := dial("unix:"+dir+"/last", options(between, nil))
+	listen("unix:"+dir+"/between", options(between, func(ctx context.Context, r *Request) (wire.Message, wire.Data, error) {
+		defer r.Data.Release()
+		return nil, nil, next.Do(ctx, &Call{Method: mEcho, Data: r.Data, Trace: r.Header.Trace})
+	}))
+	c := dial("unix:"+dir+"/between", options(owner, nil))
+	b := owner.TryAlloc(4096)
+	fill(b.Bytes(), 1)
+	d := b.Data(4096)
+	for next.Stats().LentBytes == 0 { // until the last one has mapped it
+		if err := c.Do(t.Context(), &Call{Method: mEcho, Data: d, Trace: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Do(t.Context(), &Call{Method: mEcho, Data: d}); err != nil {
+		t.Fatal(err)
+	}
+	d.Release()
+	_ = next.Close()
+	<-next.finished
+	for range 20 {
+		if s := owner.Stats(); s.Used != 4096 || s.Lent != 4096 {
+			t.Fatalf("%+v while the last one has it", s)
+		}
+		time.Sleep(time.Millisecond) // not for anything: room for a mistake to show
+	}
+	want := make([]byte, 4096)
+	fill(want, 1)
+	got := <-kept
+	if !bytes.Equal(flat(got), want) {
+		t.Error("what is kept has changed")
+	}
+	got.Release()
+	eventually(t, "the memory to come back", func() bool { return owner.Used() == 0 })
+}
