@@ -3,6 +3,7 @@ package rpc
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -256,9 +257,15 @@ func TestShmChain(t *testing.T) {
 	}
 }
 
-// Claim: where the connection breaks over which borrowed memory was passed on, its owner gets it back only when the last borrower has released
-// it, although nothing of the one in between is lent to that one.
+// Claim: where one of the connections breaks over which memory was lent and passed on, its owner gets it back when the last borrower has
+// released it, and not before: although nothing of the one in between is lent to that one, and although that one's connection lives.
 func TestShmPassedOnConnectionEnds(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		t.Run(fmt.Sprint("first ", first), func(t *testing.T) { passedOnConnectionEnds(t, first) })
+	}
+}
+
+func passedOnConnectionEnds(t *testing.T, first bool) {
 	checkGoroutines(t)
 	dir := t.TempDir()
 	owner, between, last := testArena(t, 4<<20), testArena(t, 4<<20), testArena(t, 4<<20)
@@ -311,8 +318,12 @@ func TestShmPassedOnConnectionEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.Release()
-	_ = next.Close()
-	<-next.finished
+	broken := next
+	if first {
+		broken = c
+	}
+	_ = broken.Close()
+	<-broken.finished
 	for range 20 {
 		if s := owner.Stats(); s.Used != 4096 || s.Lent != 4096 {
 			t.Fatalf("%+v while the last one has it", s)
