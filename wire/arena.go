@@ -138,7 +138,7 @@ func (a *Arena) AllocFor(ctx context.Context, n int, use Use) (*Buf, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d[0].Buf, nil
+	return d.only(), nil
 }
 
 // AllocData is AllocFor in one part or, when no run that long is free, in several; each but the last is whole blocks.
@@ -149,7 +149,7 @@ func (a *Arena) AllocData(ctx context.Context, n int, use Use) (Data, error) {
 // TryAlloc is Alloc that does not wait: nil when there is no room at once.
 func (a *Arena) TryAlloc(n int) *Buf {
 	if d := a.try(n, UseOwn, false); d != nil {
-		return d[0].Buf
+		return d.only()
 	}
 	return nil
 }

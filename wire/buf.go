@@ -73,6 +73,13 @@ func (b *Buf) Data(n int) Data {
 	return b.whole[:]
 }
 
+// only gives the Buf of a Data that was made with it and that nobody else has.
+func (d Data) only() *Buf {
+	b := d[0].Buf
+	b.made.Store(false)
+	return b
+}
+
 // Slice is a part of a Buf: B lies in Buf's memory.
 type Slice struct {
 	Buf *Buf

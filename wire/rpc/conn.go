@@ -18,11 +18,13 @@ var errDone = errors.New("connection ended")
 
 // Conn is an authenticated connection to one peer. All methods are safe for concurrent use.
 //
-// Goroutines: one reads (read), one writes what callers could not write at once (writer.run), one looks for stalls (watch); one
-// for each handler. All end when the connection does, which finish waits for.
+// Goroutines: one reads (read), one writes what callers could not write at once (writer.run), one looks for stalls (watch), one takes packets
+// from the descriptor channel, if there is one (shm.run); one for each handler. All end when the connection does, which finish waits for.
 //
 // Lock order: none of mu, serveMu, window.mu and writer.mu is taken while another is held, but that writer.mu and serveMu may be held
-// when Bufs are released, and reqContext.mu is taken under serveMu.
+// when Bufs are released, and reqContext.mu is taken under serveMu. Releasing a Buf that is borrowed takes, one at a time, releases.mu of the
+// connection that it came from, and, if that has ended, lender.mu of those that it was passed on to; borrower.mu is before Loans.mu. All of
+// these are leaves: under none of them is a Buf released, or anything sent but a packet on a channel, which does not wait.
 type Conn struct {
 	// immutable
 	o       Options

@@ -440,7 +440,10 @@ func fixSums(b []byte) []byte {
 	for p := b; len(p) >= wire.HeaderBytes; {
 		binary.LittleEndian.PutUint32(p, wire.HeaderMagic)
 		h, err := wire.DecodeHeader(p)
-		n := wire.HeaderBytes + int(h.MetaBytes) + int(h.DataBytes)
+		n := wire.HeaderBytes + int(h.MetaBytes)
+		if h.Flags&wire.FlagReferences == 0 {
+			n += int(h.DataBytes)
+		}
 		if err != nil || n > len(p) {
 			break
 		}

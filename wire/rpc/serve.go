@@ -114,17 +114,25 @@ func (c *Conn) handle(r *served) {
 		default:
 			resp, data, err = c.o.Handler(&r.ctx, &r.req)
 		}
-		r.ctx.end(context.Canceled)
-		// Off the books before the answer leaves: the peer may ask again as soon as it has it.
-		c.serveMu.Lock()
-		delete(c.serving, r.req.Header.ID)
-		c.servedBytes -= r.bytes
-		company := len(c.serving) > 0
-		c.serveMu.Unlock()
-		c.w.send(c.encodeAnswer(r, resp, data, err), company)
-		r.free()
+		f := c.encodeAnswer(r, resp, data, err)
+		c.w.send(f, c.forget(r))
 		r = c.nextRequest(&me)
 	}
+}
+
+// forget takes an answered request off the books: before the answer leaves, because the peer may ask again as soon as it has it. It tells
+// whether others are there. r may be another request when it returns.
+func (c *Conn) forget(r *served) (company bool) {
+	reusable := r.ctx.retire()
+	r.free()
+	c.serveMu.Lock()
+	defer c.serveMu.Unlock()
+	delete(c.serving, r.req.Header.ID)
+	c.servedBytes -= r.bytes
+	if reusable {
+		c.spareServed.put(r)
+	}
+	return len(c.serving) > 0
 }
 
 // nextRequest gives a handler's goroutine its next request, perhaps after waiting idle for it; nil when it must end.
@@ -255,12 +263,9 @@ func (c *Conn) stopServing() {
 
 // newServed makes the books of a request that has arrived now.
 func (c *Conn) newServed(h wire.Header, now time.Time) *served {
-	var r *served
-	if c.o.Start != nil {
-		c.serveMu.Lock()
-		r = c.spareServed.get()
-		c.serveMu.Unlock()
-	}
+	c.serveMu.Lock()
+	r := c.spareServed.get()
+	c.serveMu.Unlock()
 	if r == nil {
 		r = &served{}
 	} else {

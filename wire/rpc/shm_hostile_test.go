@@ -441,3 +441,29 @@ func FuzzChannel(f *testing.F) {
 		p.ch.close()
 	})
 }
+
+// FuzzReferences feeds arbitrary frames, and a request with arbitrary references, to a connection that shares memory: it ends or lives, and
+// nothing leaks, faults or panics.
+func FuzzReferences(f *testing.F) {
+	ref := refFrame(wire.Header{Kind: wire.FrameRequest, Method: mEcho, ID: 1}, nil, [3]uint64{0, 4096, 8192})
+	f.Add(ref, []byte{0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, uint32(4096))
+	f.Add(append(ref, releaseFrame(3)...), []byte{1, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, uint32(4096))
+	f.Add(releaseFrame(1, 2, 3), bytes.Repeat([]byte{0}, 64), uint32(0))
+	f.Fuzz(func(t *testing.T, frames, refs []byte, n uint32) {
+		fd, life := memory(t, 1<<20, wholeSeals)
+		w := newWorld(t, "shm")
+		w.server.Log = slog.New(slog.DiscardHandler)
+		w.serve()
+		p := w.shmPeer()
+		if p.offer(0, 1<<20, fd, life) != packetTaken {
+			t.Fatal("good memory is not taken")
+		}
+		refs = refs[:min(len(refs), 64<<10)]
+		h := wire.Header{Kind: wire.FrameRequest, Method: mEcho, ID: 1, Flags: wire.FlagReferences, MetaBytes: uint32(len(refs)), DataBytes: n % wire.MaxDataBytes, Refs: uint16(len(refs) / referenceBytes)}
+		head := make([]byte, wire.HeaderBytes)
+		h.Encode(head, refs)
+		_, _ = p.s.writev([][]byte{head, refs, fixSums(frames)}, true)
+		_ = p.s.close()
+		p.ch.close()
+	})
+}
