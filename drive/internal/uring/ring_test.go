@@ -389,9 +389,11 @@ func BenchmarkSubmit(b *testing.B) {
 
 // BenchmarkClock is what Submit spends to know how long a call took.
 func BenchmarkClock(b *testing.B) {
+	long := 0
 	for b.Loop() {
 		if time.Since(time.Now()) > longSubmit {
-			b.Log("long")
+			long++
 		}
 	}
+	b.ReportMetric(float64(long), "long")
 }
