@@ -373,7 +373,7 @@ func (g *ring) wait(w *waiter) error {
 	g.kick()
 	err := <-w.ch
 	g.waiting.Add(-1)
-	w.io.Write, w.io.Off, w.io.P = false, 0, nil // nothing of it is left for Flush, which sets none of it
+	w.io.P, w.io.Vec = nil, nil // not to keep memory that is given away
 	g.waiters.Put(w)
 	return err
 }
