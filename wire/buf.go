@@ -35,6 +35,10 @@ func (b *Buf) Release() {
 	}
 }
 
+// Shared says that the memory must not be written to by this holder: others hold references too, such as a peer to which it is lent,
+// which a call that ended without an answer may leave behind.
+func (b *Buf) Shared() bool { return b.refs.Load() > 1 }
+
 func (b *Buf) history() string {
 	if b.from == nil {
 		return ""

@@ -50,6 +50,7 @@ type ProcInfo struct {
 	Version     string   // of the software
 	Addrs       []string // where it listens, best first: "unix:/path" for its own server, "tcp:host:port"
 	Cores       []uint32 // it is pinned to; empty when it is not pinned
+	Key         ProcKey  // of the run that registered last; it stays when that is down, until the next registers
 }
 
 // DriveState is the state of a drive in the map.

@@ -30,6 +30,7 @@ type Conn struct {
 	w       *writer
 	out     *window // what the peer lets us ask
 	peer    Self
+	peerKey wire.ProcKey
 	version uint16 // of the protocol
 	tap     *capture.Conn
 	own     *hello
@@ -58,13 +59,14 @@ type Conn struct {
 	spareServed spareRing
 
 	rxBytes  atomic.Uint64 // received, for the watch on stalls
+	landed   atomic.Uint64 // data received through the stream
 	midFrame atomic.Bool   // part of a frame is there, and the rest is awaited from the peer
 }
 
 // newConn starts a connection whose hellos were exchanged.
 func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 	c := &Conn{
-		o: o, s: s, w: newWriter(s), peer: peer.self, version: version, own: own, log: o.logger(),
+		o: o, s: s, w: newWriter(s), peer: peer.self, peerKey: peer.key, version: version, own: own, log: o.logger(),
 		out:  newWindow(int(min(peer.windowReqs, wire.MaxInFlight)), int(min(peer.windowData, 1<<40))),
 		done: make(chan struct{}), finished: make(chan struct{}),
 		calls: map[uint64]*pending{}, serving: map[uint64]*served{},
@@ -92,6 +94,9 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 
 // Peer tells who is at the other end.
 func (c *Conn) Peer() Self { return c.peer }
+
+// PeerKey names the certificate by which the peer proved to be Peer; zero: it has proved nothing.
+func (c *Conn) PeerKey() wire.ProcKey { return c.peerKey }
 
 // Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }

@@ -243,6 +243,7 @@ func (rd *reader) land(n int, use wire.Use) (data wire.Data, lack, err error) {
 	for _, s := range data {
 		rd.parts = append(rd.parts, s.B)
 	}
+	rd.c.landed.Add(uint64(n))
 	if err := rd.fullParts(); err != nil {
 		data.Release()
 		return nil, nil, err

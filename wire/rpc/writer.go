@@ -62,6 +62,7 @@ type writer struct {
 	tap *capture.Conn // immutable once frames are sent
 
 	txBytes atomic.Uint64 // written, for the watch on stalls
+	txData  atomic.Uint64 // data sections of frames that were begun to be written
 	waiting atomic.Bool   // the writer goroutine waits for the socket
 
 	// owned with the batch
@@ -197,6 +198,7 @@ func (w *writer) take(q []outFrame, maxBytes, maxParts int) []outFrame {
 		}
 		total += n
 		w.backlog.Add(-int64(data))
+		w.txData.Add(uint64(data))
 		w.batch = append(w.batch, *f)
 		w.tap.Frame(true, f.head.b)
 		w.tap.Data(true, f.data)
