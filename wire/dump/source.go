@@ -21,9 +21,10 @@ type Type string
 const (
 	TypeConn  Type = "connection" // Hello, and of a capture Own and Name
 	TypeFrame Type = "frame"
-	TypeData  Type = "data" // the beginning of the data section of the frame before on this connection and way
-	TypeLost  Type = "lost" // frames that the capture has not
-	TypeEnd   Type = "end"  // of the capture, and why
+	TypeData  Type = "data"  // the beginning of the data section of the frame before on this connection and way
+	TypeProof Type = "proof" // of a stream
+	TypeLost  Type = "lost"  // frames that the capture has not
+	TypeEnd   Type = "end"   // of the capture, and why
 )
 
 // Event is one thing that was seen. Slices are valid until the next one is asked for.
@@ -45,7 +46,7 @@ type Event struct {
 	Data   []byte      // TypeData
 	Whole  int         // TypeFrame, TypeData: bytes of the section on the stream
 	Lost   uint64      // TypeLost: records
-	Text   string      // TypeEnd
+	Text   string      // TypeEnd, TypeProof
 }
 
 // Cut says that a part of the meta section is not there.
@@ -61,6 +62,7 @@ type Source struct {
 	at     int64 // of a stream
 	sender string
 	buf    []byte
+	skip   int  // bytes of data of the last frame that are still to come
 	hello  bool // the hello is still to come
 }
 
@@ -188,6 +190,9 @@ func (e *Event) frame(b []byte) (err error) {
 
 // fromStream reads a hello or a frame of a stream.
 func (s *Source) fromStream() (*Event, error) {
+	if err := s.pass(); err != nil {
+		return nil, err
+	}
 	e := &Event{At: s.at, From: s.sender}
 	if s.hello {
 		s.hello = false
@@ -202,8 +207,12 @@ func (s *Source) fromStream() (*Event, error) {
 		e.Type, e.From = TypeConn, s.sender
 		return e, nil
 	}
-	if _, err := s.r.Peek(1); err == io.EOF {
+	next, err := s.r.Peek(len(rpc.ProofMagic))
+	if len(next) == 0 && err == io.EOF {
 		return nil, io.EOF
+	}
+	if string(next) == rpc.ProofMagic {
+		return s.proof(e)
 	}
 	e.Type = TypeFrame
 	b, err := s.take(wire.HeaderBytes, "frame")
@@ -226,12 +235,43 @@ func (s *Source) fromStream() (*Event, error) {
 	if byReference(e) {
 		return e, nil // the data is not on the stream
 	}
-	n, err := s.r.Discard(int(h.DataBytes))
-	s.at += int64(n)
+	s.skip = int(h.DataBytes)
+	return e, nil
+}
+
+// proof reads a proof or verdict, which may follow a hello.
+func (s *Source) proof(e *Event) (*Event, error) {
+	b, err := s.take(rpc.ProofHeadBytes, "proof")
 	if err != nil {
-		return e, nil // the frame is whole but for its data: it is shown, and the end comes next
+		return nil, err
+	}
+	le := binary.LittleEndian
+	status, cert, sig, text := wire.Kind(le.Uint16(b[8:])), int(le.Uint16(b[10:])), int(le.Uint16(b[12:])), int(le.Uint16(b[14:]))
+	if b, err = s.more(cert+sig+text, e.At); err != nil {
+		return nil, err
+	}
+	e.Type = TypeProof
+	switch {
+	case status != wire.KindNone:
+		e.Text = fmt.Sprintf("refused, %s: %s", status.Error(), bytes.ToValidUTF8(b[len(b)-text:], []byte("?")))
+	case cert > 0:
+		e.Text = fmt.Sprintf("certificate of %d bytes", cert)
+	default:
+		e.Text = "accepted"
 	}
 	return e, nil
+}
+
+// pass goes over the data section of the last frame.
+func (s *Source) pass() error {
+	at := s.at
+	n, err := s.r.Discard(s.skip)
+	s.at += int64(n)
+	if err != nil {
+		return fmt.Errorf("the data section that begins at byte %d is cut off after %d of %d bytes", at, n, s.skip)
+	}
+	s.skip = 0
+	return nil
 }
 
 // take reads n bytes into buf.

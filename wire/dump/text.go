@@ -19,6 +19,8 @@ func (p *printer) text(e *Event, method wire.Method, took time.Duration) error {
 			e.From, h.Version, h.Lowest, h.Highest, h.WindowRequests, h.WindowBytes, h.Features, prefixed(", at ", e.Name), prefixed(", refuses: ", refusal(h.Status)))
 	case TypeLost:
 		_, err = fmt.Fprintf(p.w, "# %s lost: the capture could not follow\n", plural(e.Lost, "record"))
+	case TypeProof:
+		_, err = fmt.Fprintf(p.w, "# proof: %s\n", e.Text)
 	case TypeEnd:
 		_, err = fmt.Fprintf(p.w, "# end: %s\n", e.Text)
 	case TypeData:
