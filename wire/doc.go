@@ -47,6 +47,9 @@
 //   - The owner of a bucket vanishes with its machine: left as soon as the map gives it up (route: TestOwnerVanishes; rpc: TestDrop).
 //   - A drive is away: found within moments, and not asked again for 200 ms (route: TestDrive, TestDriveHangs).
 //   - Mgmt is away: the last map stays in use (route: TestWatch); a watch that it lost is put anew (route: TestKick).
+//   - People look at the frames and do not keep up: nobody waits for them (rpc: TestCaptureNeverBlocks; see packages capture and dump).
+//   - MESSAGES.md or the table of methods does not say what the declarations say: internal/gen: TestGeneratedIsUpToDate,
+//     TestEverythingIsExplained.
 //   - A leaked or doubly released Buf: found by tests with ArenaDebug (TestArenaFindsMistakes).
 //
 // # Reading order
@@ -55,5 +58,6 @@
 // come from), message.go and codec.go (how messages are encoded), msg_*.go (the messages, by who answers them), segrecord.go (what lies
 // in a segment); then rpc (connections), route (who owns what, and the one place for retries) and member (a process's life with mgmt).
 //
-// PROTOCOL.md is the specification of the bytes.
+// PROTOCOL.md is the specification of the bytes and of their use, MESSAGES.md lists all methods and messages; testdata/client is a client in
+// Python that was written from both alone. Packages capture and dump show what processes say.
 package wire

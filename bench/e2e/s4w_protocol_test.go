@@ -22,7 +22,7 @@ import (
 
 // Claim 4, of the wire: PROTOCOL.md and MESSAGES.md are enough to write a client in another language. One in Python, which has only them
 // to go by, shakes hands, proves who it is where that is wanted, registers, finds owners by the map, walks the tree, reads all files from the
-// drives and verifies all checksums: and finds what the mount shows.
+// drives and verifies all checksums: and finds what the mount shows. Also when two drives are out, and it must compute what lay there.
 func TestS4WClientInAnotherLanguage(t *testing.T) {
 	c := start(t, devcluster.Options{})
 	r := random(t)
@@ -32,9 +32,20 @@ func TestS4WClientInAnotherLanguage(t *testing.T) {
 	if id := flagOf(t, slot.PID, "--identity"); id != "" {
 		args = append(args, "--identity", id)
 	}
+	compareClient(t, c, append(args, "tree"))
+	for _, drive := range []string{"2", "5"} {
+		_, err := c.Crake("cluster", "drive", "deactivate", drive)
+		must(t, err)
+	}
+	compareClient(t, c, append(args, "tree"))
+}
+
+// compareClient runs the client and compares all that it says with the mount.
+func compareClient(t *testing.T, c *devcluster.Cluster, args []string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "python3", append(args, "tree")...)
+	cmd := exec.CommandContext(ctx, "python3", append([]string{"-B"}, args...)...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -21,6 +21,9 @@
 // A call that is given up stays registered, with its share of the window, until the peer answers: so the bound of the peer holds
 // whatever the caller does. A request that has not begun to be written is taken back instead.
 //
+// Where Options.Capture is set, people can look at the frames (package capture): the reader shows a frame when it has verified it, the
+// writer when it takes it to be written next.
+//
 // # Waiting for memory
 //
 // Data lands in the arena. Request data is bounded by the window (an eighth of the arena a peer) and by the arena's share for requests;

@@ -357,6 +357,7 @@ class Connection:
 # ---- the cluster (8) -------------------------------------------------------------------------------------------------
 
 BLOCK, REGION = 4096, 4 << 20
+DRIVE_UP = 1
 STRIPE, SEGMENT = 1, 2
 READ, LOOKUP, GET_ATTR, READ_DIR, READ_LINK, EXTENTS = 0x0104, 0x0201, 0x0202, 0x0208, 0x0209, 0x020C
 REGISTER, HEARTBEAT, WATCH_MAP, GOODBYE = 0x0501, 0x0502, 0x0503, 0x0506
@@ -446,6 +447,8 @@ class Cluster:
 
         def once():
             info = next(d for d in self.map["Drives"] if d["ID"] == drive)
+            if info["State"] != DRIVE_UP:
+                raise Refused(f"drive {drive} is away", 9)  # no reason to wait: others have what it has
             _, conn = self.connection(info["Proc"])
             resp, data = conn.ask(READ, "ReadReq", {"Drive": drive, "Ranges": ranges}, "ReadResp", generation=self.map["Generation"])
             out, at = [], 0
@@ -503,23 +506,114 @@ class Cluster:
     def read_extent(self, loc, extent):
         """Reads the blocks of an extent, one run of blocks on one strip after the other, and verifies each."""
         out, first, blocks = [], extent["Block"], len(extent["Sums"])
+        rows = -(-loc["Blocks"] // max(loc["K"], 1))  # of a parity strip; a data strip holds as many blocks, the last ones fewer
         while len(out) < blocks:
             block = first + len(out)
-            if loc["Kind"] == SEGMENT:  # every replica has all blocks
-                pos, row, run = 0, block, blocks - len(out)
-            else:  # a data strip holds a run of blocks, all but the last as many as the parity strips
-                rows = -(-loc["Blocks"] // loc["K"])
-                pos, row = divmod(block, rows)
-                run = min(blocks - len(out), rows - row)
+            left = blocks - len(out)
+            pos, row, run = (0, block, left) if loc["Kind"] == SEGMENT else (block // rows, block % rows, min(left, rows - block % rows))
             run = min(run, 256)
-            strip = {"Hi": loc["ID"]["Hi"] & ~(63 << 38) | pos << 38, "Lo": loc["ID"]["Lo"]}
-            (data,) = self.drive(loc["Drives"][pos], [{"ID": strip, "Offset": row * BLOCK, "Len": run * BLOCK}])
-            for i in range(run):
-                b = data[i * BLOCK : (i + 1) * BLOCK]
-                if xxhash64(b) != extent["Sums"][len(out)]:
-                    raise Refused(f"block {block + i} of {loc['ID']} does not match its checksum", 9)
-                out.append(b)
+            sums = extent["Sums"][len(out) : len(out) + run]
+            out += self.read_run(loc, pos, row, sums)
         return b"".join(out)
+
+    def read_run(self, loc, pos, row, sums):
+        """Reads blocks from the strip or replica where they lie, or, if that fails, from others."""
+        try:
+            return verified(self.read_strip(loc, pos, row, len(sums)), sums)
+        except Refused as why:
+            if loc["Kind"] == SEGMENT:
+                others = [lambda p=p: self.read_strip(loc, p, row, len(sums)) for p in range(1, len(loc["Drives"]))]
+            else:
+                others = [lambda: self.rebuild(loc, pos, row, len(sums))]
+            for other in others:
+                try:
+                    return verified(other(), sums)
+                except Refused as e:
+                    why = e
+            raise why
+
+    def read_strip(self, loc, pos, row, run):
+        """Reads blocks of the strip or replica at a position."""
+        strip = {"Hi": loc["ID"]["Hi"] & ~(63 << 38) | pos << 38, "Lo": loc["ID"]["Lo"]}
+        (data,) = self.drive(loc["Drives"][pos], [{"ID": strip, "Offset": row * BLOCK, "Len": run * BLOCK}])
+        return [data[i * BLOCK : (i + 1) * BLOCK] for i in range(run)]
+
+    def rebuild(self, loc, lost, row, run):
+        """Computes blocks of a data strip from those of K other strips, by the code's matrix."""
+        k, n = loc["K"], loc["K"] + loc["M"]
+        rows = -(-loc["Blocks"] // k)
+        have = {}
+        for pos in range(n):
+            if pos == lost or len(have) == k:
+                continue
+            there = run if pos >= k else max(0, min(run, min(rows, loc["Blocks"] - pos * rows) - row))
+            try:
+                blocks = self.read_strip(loc, pos, row, there) if there else []
+            except Refused:
+                continue
+            have[pos] = b"".join(blocks).ljust(run * BLOCK, bytes(1))  # rows that a strip lacks count as zeros
+        if len(have) < k:
+            raise Refused(f"only {len(have)} of {k} strips can be read", 10)
+        code = code_matrix(k, n)
+        row_of_lost = invert([code[p] for p in have])[lost]
+        total = 0
+        for factor, data in zip(row_of_lost, have.values(), strict=True):
+            product = data.translate(bytes(gf_mul(factor, x) for x in range(256)))
+            total ^= int.from_bytes(product, "little")
+        data = total.to_bytes(run * BLOCK, "little")
+        return [data[i * BLOCK : (i + 1) * BLOCK] for i in range(run)]
+
+
+def verified(blocks, sums):
+    for b, want in zip(blocks, sums, strict=True):
+        if xxhash64(b) != want:
+            raise Refused("a block that does not match its checksum", 9)
+    return blocks
+
+
+# ---- the erasure code (9): arithmetic in GF(2^8) ------------------------------------------------------------------------
+
+
+def gf_mul(a, b):
+    r = 0
+    while b:
+        r ^= a * (b & 1)
+        a, b = (a << 1) ^ (0x11D if a & 128 else 0), b >> 1
+    return r
+
+
+def gf_pow(a, n):
+    r = 1
+    for _ in range(n):
+        r = gf_mul(r, a)
+    return r
+
+
+def invert(m):
+    """Gauss-Jordan; a + b is a ^ b, and 1 / a is a^254."""
+    n = len(m)
+    m = [list(row) + [int(i == j) for j in range(n)] for i, row in enumerate(m)]
+    for c in range(n):
+        p = next(r for r in range(c, n) if m[r][c])
+        m[c], m[p] = m[p], m[c]
+        scale = gf_pow(m[c][c], 254)
+        m[c] = [gf_mul(x, scale) for x in m[c]]
+        for r in range(n):
+            if r != c:
+                m[r] = [x ^ gf_mul(m[r][c], y) for x, y in zip(m[r], m[c])]
+    return [row[n:] for row in m]
+
+
+def code_matrix(k, n):
+    v = [[gf_pow(r, c) for c in range(k)] for r in range(n)]
+    top = invert(v[:k])
+    out = []
+    for row in v:
+        line = [0] * k
+        for x, of_top in zip(row, top):
+            line = [a ^ gf_mul(x, b) for a, b in zip(line, of_top)]
+        out.append(line)
+    return out
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------
