@@ -34,7 +34,7 @@ func TestS4WClientInAnotherLanguage(t *testing.T) {
 	}
 	compareClient(t, c, append(args, "tree"))
 	for _, drive := range []string{"2", "5"} {
-		_, err := c.Crake("cluster", "drive", "deactivate", drive)
+		_, err := c.Crake("cluster", "drive", "deactivate", drive, "--dir", c.Dir)
 		must(t, err)
 	}
 	compareClient(t, c, append(args, "tree"))

@@ -17,8 +17,6 @@ type Filter struct {
 	Errors  bool // only answers with an error
 }
 
-func (f *Filter) set() bool { return len(f.Methods) > 0 || f.ID != nil || f.Trace != nil || f.Errors }
-
 // match says whether an event is wanted. method is that of the request that the frame belongs to.
 func (f *Filter) match(e *Event, method wire.Method) bool {
 	if e.Type != TypeFrame {

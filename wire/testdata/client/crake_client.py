@@ -3,7 +3,7 @@
 
 It reads a filesystem without a mount: it registers at mgmt as the frontend of a slot, finds the owner of each bucket in the
 cluster map, asks computes for names, attributes and extents, reads blocks from drives, and verifies every checksum. Numbers in
-parentheses are chapters of PROTOCOL.md. It is meant to be read: it does one thing at a time and has no cache.
+parentheses are chapters of PROTOCOL.md. It is meant to be read: but for heartbeats it does one thing at a time, and it has no cache.
 
     crake_client.py --mgmt unix:DIR/run/mgmt.sock map
     crake_client.py --mgmt unix:DIR/run/mgmt.sock --slot frontend1 --pid PID [--identity FILE] tree
@@ -20,6 +20,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 # ---- xxhash64, which all checksums are -------------------------------------------------------------------------------
@@ -384,18 +385,22 @@ class Cluster:
         values = {"Proc": proc["ID"], "Role": ROLE_FRONTEND, "PID": pid, "Name": slot, "Version": "crake_client.py"}
         got, _ = self.mgmt.ask(REGISTER, "RegisterReq", values, "RegisterResp")
         self.incarnation, self.session, self.map = got["Incarnation"], got["Session"], got["Map"]
-        self.renewed = time.monotonic()
+        self.leaving = threading.Event()
+        self.heart = threading.Thread(target=self.beat, args=(Connection(self.mgmt_address, self.me),), daemon=True)
+        self.heart.start()
 
-    def renew(self):
-        """Keeps the session alive: it ends when mgmt hears nothing for LeaseMs."""
-        if time.monotonic() - self.renewed < self.map["LeaseMs"] / 8000:
-            return
-        began = time.monotonic()
-        values = {"Proc": self.me.proc, "Incarnation": self.incarnation, "Session": self.session, "Generation": self.map["Generation"], "Ready": True}
-        self.mgmt.ask(HEARTBEAT, "HeartbeatReq", values, "HeartbeatResp")
-        self.renewed = began
+    def beat(self, mgmt):
+        """Keeps the session alive, whatever else this client is busy with: it ends when mgmt hears nothing for LeaseMs."""
+        try:
+            while not self.leaving.wait(self.map["LeaseMs"] / 8000):
+                values = {"Proc": self.me.proc, "Incarnation": self.incarnation, "Session": self.session, "Generation": self.map["Generation"], "Ready": True}
+                mgmt.ask(HEARTBEAT, "HeartbeatReq", values, "HeartbeatResp")
+        except (Refused, OSError) as e:
+            print(f"crake_client: no heartbeat any more: {e}", file=sys.stderr)  # computes will refuse the session
 
     def goodbye(self):
+        self.leaving.set()
+        self.heart.join()
         self.mgmt.ask(GOODBYE, "GoodbyeReq", {"Proc": self.me.proc, "Incarnation": self.incarnation}, "Empty")
 
     def refresh(self):
@@ -417,7 +422,6 @@ class Cluster:
         """Calls once until it gives something, for 30 s at most, with the newest map each time."""
         end = time.monotonic() + 30
         while True:
-            self.renew()
             try:
                 return once()
             except Refused as e:
