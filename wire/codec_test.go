@@ -208,9 +208,18 @@ func TestMessagesFalseCounts(t *testing.T) {
 // FuzzMessages: no bytes make a decoder panic, and what was decoded encodes to something that decodes to the same.
 func FuzzMessages(f *testing.F) {
 	r := rand.New(rand.NewSource(3))
+	golden := readGoldens(f, filepath.Join("testdata", "golden_v1.txt"))
+	if n := len(newMessages()); n > 256 {
+		f.Fatalf("%d messages: one byte does not tell them apart any more", n)
+	}
 	for i, m := range newMessages() {
 		randomize(r, reflect.ValueOf(m).Elem())
 		f.Add(uint8(i), m.Append(nil))
+		old, err := hex.DecodeString(strings.TrimSpace(golden[nameOf(m)]))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(uint8(i), old)
 	}
 	f.Fuzz(func(t *testing.T, which uint8, b []byte) {
 		all := newMessages()
@@ -226,6 +235,27 @@ func FuzzMessages(f *testing.F) {
 			t.Errorf("%s: %+v became %+v, %v", nameOf(m), m, again, err)
 		}
 	})
+}
+
+// Claim: every method has a name and its messages, and no two methods a number or name.
+func TestMethods(t *testing.T) {
+	names, known := map[string]bool{}, map[string]bool{}
+	for _, m := range newMessages() {
+		known[nameOf(m)] = true
+	}
+	for _, m := range Methods() {
+		info, ok := m.Info()
+		if !ok || info.Name == "" || names[info.Name] || !known[nameOf(info.NewReq())] || !known[nameOf(info.NewResp())] {
+			t.Errorf("method %#x: %+v, %v", uint16(m), info, ok)
+		}
+		names[info.Name] = true
+	}
+	if len(names) < 40 {
+		t.Errorf("only %d methods", len(names))
+	}
+	if _, ok := Method(0x7777).Info(); ok {
+		t.Error("a method that is none")
+	}
 }
 
 // Claim: the bytes of version 1 stay: goldens decode to the same values, and those encode to the same bytes, where the message has
@@ -285,7 +315,7 @@ func TestGoldens(t *testing.T) {
 	}
 }
 
-func readGoldens(t *testing.T, path string) map[string]string {
+func readGoldens(t testing.TB, path string) map[string]string {
 	text, err := os.ReadFile(path)
 	if err != nil && !updateGoldens {
 		t.Fatal(err)

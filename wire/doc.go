@@ -68,6 +68,9 @@
 //     nothing back: refused or disconnected, bounded (rpc: TestShmOffers, TestShmHostileChannel, TestShmHostileFrames, TestShmMemoryChanges,
 //     TestShmNeverReleases, FuzzChannel; TestDescriptorIsReadOnly). A peer that changes memory of its own that it has lent is not found out.
 //   - Memory is given to the system, or the arena closed, while it is lent: not before it is back (TestTrimLeavesLent, TestCloseWhileLent).
+//   - People look at the frames and do not keep up: nobody waits for them (rpc: TestCaptureNeverBlocks; see packages capture and dump).
+//   - MESSAGES.md or the table of methods does not say what the declarations say: internal/gen: TestGeneratedIsUpToDate,
+//     TestEverythingIsExplained.
 //   - A leaked or doubly released Buf: found by tests with ArenaDebug (TestArenaFindsMistakes, TestBufsAreUsedAgain).
 //
 // # Reading order
@@ -77,5 +80,6 @@
 // messages, by who answers them), segrecord.go (what lies in a segment); then identity (who a process is), rpc (connections), route (who owns
 // what, and the one place for retries) and member (a process's life with mgmt).
 //
-// PROTOCOL.md is the specification of the bytes.
+// PROTOCOL.md is the specification of the bytes and of their use, MESSAGES.md lists all methods and messages; testdata/client is a client in
+// Python that was written from both alone. Packages capture and dump show what processes say.
 package wire

@@ -142,7 +142,8 @@ func TestLookedAtAllocates(t *testing.T) {
 	})
 }
 
-// Claim: the socket gives the capture with as much data as was asked for; who closes ends it, and the frames cost nothing any more.
+// Claim: the socket gives the capture with as much data as was asked for; who looks can end it and gets all until then; afterwards
+// nobody looks.
 func TestServe(t *testing.T) {
 	tap, path := New(origin), filepath.Join(t.TempDir(), "drive6.tap")
 	stop := serve(t, tap, path)
@@ -167,9 +168,16 @@ func TestServe(t *testing.T) {
 			t.Errorf("data of %d bytes", rec.Whole)
 		}
 	}
-	if err := r.Close(); err != nil {
+	if err := r.Stop(); err != nil {
 		t.Error(err)
 	}
+	if rec, err := rd.Next(); err != nil || rec.Kind != KindEnd || string(rec.Body) != errSeen.Error() {
+		t.Errorf("after Stop: %+v, %v", rec, err)
+	}
+	if rec, err := rd.Next(); err != io.EOF {
+		t.Errorf("after the end: %+v, %v", rec, err)
+	}
+	_ = r.Close()
 	waitLooked(t, tap, 0)
 	stop()
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
@@ -225,7 +233,7 @@ func TestServeEnds(t *testing.T) {
 func TestServeRefuses(t *testing.T) {
 	tap, path := New(origin), filepath.Join(t.TempDir(), "x.tap")
 	serve(t, tap, path)
-	var held []io.ReadCloser
+	var held []*Stream
 	for i := range maxSinks {
 		r, err := Look(t.Context(), path, 0)
 		if err != nil {

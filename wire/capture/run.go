@@ -34,7 +34,7 @@ func (t *Tap) drain(ctx context.Context, s *sink, w io.Writer) error {
 		select {
 		case <-s.wake:
 		case <-ctx.Done():
-			s.stop("the process ends")
+			s.stop(endText(ctx))
 		}
 		b, more := s.take(spare)
 		if _, err := w.Write(b); err != nil {
@@ -45,6 +45,17 @@ func (t *Tap) drain(ctx context.Context, s *sink, w io.Writer) error {
 		}
 		spare = b
 	}
+}
+
+// errSeen ends a capture because the one who looks says so.
+var errSeen = errors.New("whoever looked has seen enough")
+
+// endText says why a capture ends whose ctx has ended.
+func endText(ctx context.Context) string {
+	if errors.Is(context.Cause(ctx), errSeen) {
+		return errSeen.Error()
+	}
+	return "the process ends"
 }
 
 // File captures to a new file, which replaces one that is there, until ctx ends or the file is 256 MiB long.
@@ -124,12 +135,12 @@ func (t *Tap) serve(ctx context.Context, c *net.UnixConn) error {
 		return fmt.Errorf("who connected speaks something else: %q", ask)
 	}
 	_ = c.SetDeadline(time.Time{})
-	lctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	lctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	var gone sync.WaitGroup
 	gone.Go(func() {
 		_, _ = c.Read(ask) // only the end can come
-		cancel()
+		cancel(errSeen)
 	})
 	unblock := context.AfterFunc(lctx, func() { _ = c.SetDeadline(time.Now().Add(endTimeout)) })
 	err := t.drain(lctx, t.newSink(int(le.Uint32(ask[12:])), 0), c)
@@ -164,19 +175,33 @@ func trusted(c *net.UnixConn) error {
 	return nil
 }
 
-// Look connects to the socket of a process and gives its capture as a stream, with so many bytes of each data section. Closing it
-// ends the capture.
-func Look(ctx context.Context, path string, dataBytes int) (io.ReadCloser, error) {
+// Stream is a capture as it happens. Read gives io.EOF after its last record.
+type Stream struct{ c *net.UnixConn }
+
+// Read gives what has come, and waits for more.
+func (s *Stream) Read(b []byte) (int, error) { return s.c.Read(b) }
+
+// Stop asks for the end: what was captured until now still comes, within two seconds.
+func (s *Stream) Stop() error {
+	return errors.Join(s.c.CloseWrite(), s.c.SetReadDeadline(time.Now().Add(2*endTimeout)))
+}
+
+// Close ends the capture at once.
+func (s *Stream) Close() error { return s.c.Close() }
+
+// Look connects to the socket of a process and gives its capture, with so many bytes of each data section. The caller closes it.
+func Look(ctx context.Context, path string, dataBytes int) (*Stream, error) {
 	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", path)
+	nc, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, err
 	}
+	c := nc.(*net.UnixConn)
 	ask := append(make([]byte, 0, askBytes), askMagic...)
 	ask = binary.LittleEndian.AppendUint32(ask, askVersion)
 	ask = binary.LittleEndian.AppendUint32(ask, uint32(max(0, min(dataBytes, MaxDataBytes))))
 	if _, err := c.Write(ask); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	return c, nil
+	return &Stream{c}, nil
 }

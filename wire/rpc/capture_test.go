@@ -3,7 +3,6 @@ package rpc
 import (
 	"bytes"
 	"context"
-	"io"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -20,7 +19,7 @@ func looked(t *testing.T, tap *capture.Tap) (records func() []capture.Record) {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = tap.Serve(ctx, path, newLog(&logBook{})) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	var r io.ReadCloser
+	var r *capture.Stream
 	for r == nil {
 		if c, err := capture.Look(t.Context(), path, 16); err == nil { // else it does not listen yet
 			r = c
@@ -125,7 +124,7 @@ func TestCaptureNeverBlocks(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = w.client.Capture.Serve(ctx, path, newLog(&logBook{})) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	var r io.ReadCloser
+	var r *capture.Stream
 	for r == nil {
 		if c, err := capture.Look(t.Context(), path, 0); err == nil {
 			r = c

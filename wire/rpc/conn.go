@@ -80,7 +80,7 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 	}
 	c.w.onDrain = c.startQueued
 	if o.Capture != nil {
-		c.tap = o.Capture.Conn(&capture.ConnInfo{Own: own.encode(), Peer: peer.encode(), Version: version, Name: s.name()})
+		c.tap = o.Capture.Conn(&capture.ConnInfo{Own: []byte(own.raw), Peer: []byte(peer.raw), Version: version, Name: s.name()})
 		c.w.tap = c.tap
 	}
 	var wg sync.WaitGroup

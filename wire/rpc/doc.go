@@ -36,6 +36,11 @@
 //  5. When the connection has ended, what is lent stays in quarantine until the life pipe reads end-of-file: until all who could touch it have
 //     released it, or have died.
 //
+// # Looking at frames
+//
+// Where Options.Capture is set, people can look at the frames (package capture): the reader shows a frame when it has verified it, the
+// writer when it takes it to be written next.
+//
 // # Waiting for memory
 //
 // Data lands in the arena. Request data is bounded by the window (an eighth of the arena a peer) and by the arena's share for requests;

@@ -8,6 +8,12 @@ const HelloBytes = helloBytes
 // HelloMagic begins every hello.
 const HelloMagic = helloMagic
 
+// ProofMagic and ProofHeadBytes are the beginning of a proof, and the length of it that says how long all of it is.
+const (
+	ProofMagic     = proofMagic
+	ProofHeadBytes = proofHeadBytes
+)
+
 // Hello is what a hello says, for tools that show it.
 type Hello struct {
 	Self

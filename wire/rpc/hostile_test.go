@@ -374,6 +374,10 @@ func hexOf(b []byte) string {
 
 func FuzzHello(f *testing.F) {
 	f.Add(ownHello(&Options{}).encode())
+	f.Add((&hello{
+		status: wire.KindVersion, self: Self{Cluster: testCluster, Role: wire.RoleCompute, Proc: 3, Version: "1.2.3-rc1"}, lowest: 2, highest: 9,
+		windowReqs: 1, windowData: 1 << 63, features: 1<<64 - 1, nonce: [16]byte{1},
+	}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) == helloBytes { // let the fuzzer past the checksum
 			copy(b, helloMagic)
