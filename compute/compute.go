@@ -19,6 +19,7 @@ import (
 	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // process is all of one run.
@@ -27,6 +28,7 @@ type process struct {
 	log    *slog.Logger
 	arena  *wire.Arena
 	router *route.Router
+	spin   *spin.Spinner // nil: the core is not ours alone
 	store  *store.Store
 	owner  *own.Owner
 	sess   *session.Tracker
@@ -67,6 +69,9 @@ func newProcess(cfg Config) (*process, error) {
 	}
 	p := &process{cfg: cfg, log: cfg.Log, lease: own.NewLease(own.BootClock)}
 	p.leaser.p = p
+	if cfg.DedicatedCore {
+		p.spin = spin.New()
+	}
 	var err error
 	if p.arena, err = wire.NewArena(int(cfg.Arena)); err != nil {
 		return nil, fmt.Errorf("arena of %d bytes: %w", cfg.Arena, err)
@@ -76,7 +81,7 @@ func newProcess(cfg Config) (*process, error) {
 	p.files = pebble.NewFileCache(1, fileCacheFiles)
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: cfg.Proc, Version: cfg.Version}
 	p.router = route.New(route.Config{
-		Self: self, Mgmt: cfg.Mgmt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
+		Self: self, Mgmt: cfg.Mgmt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Spin: p.spin, Log: cfg.Log,
 	})
 	p.member = p.newMember(self)
 	p.store = store.New(store.Config{
@@ -95,7 +100,7 @@ func newProcess(cfg Config) (*process, error) {
 	})
 	p.listener, err = rpc.Listen(cfg.Listen, rpc.Options{
 		Self: self, Arena: p.arena, Handler: p.handle, MaxHandlers: server.MaxHandlers, Net: cfg.Net, Log: cfg.Log,
-		Generation: p.generation,
+		Generation: p.generation, Spin: p.spin,
 	})
 	if err != nil {
 		p.free()
@@ -119,12 +124,19 @@ func (p *process) run(ctx context.Context) error {
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var wg sync.WaitGroup
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	wg.Go(func() {
 		if err := p.listener.Serve(inner); err != nil && inner.Err() == nil {
 			failed <- err
 		}
 	})
+	if p.spin != nil {
+		wg.Go(func() {
+			if err := p.spin.Run(inner); err != nil {
+				failed <- err
+			}
+		})
+	}
 	err := p.register(ctx)
 	if err == nil {
 		wg.Go(func() { _ = p.router.Run(inner) }) // these four always give nil

@@ -31,6 +31,8 @@ type Config struct {
 	Version string
 	// Cores are those that the process is pinned to; empty when it is not.
 	Cores []uint32
+	// DedicatedCore says that the process has its core to itself, so that it may spin.
+	DedicatedCore bool
 	// Log gets events; nil is slog.Default().
 	Log *slog.Logger
 	// Net is the network of "mem:" addresses, for tests; nil else.

@@ -17,6 +17,7 @@ import (
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/rpc"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // process is one run of a drive process.
@@ -24,6 +25,7 @@ type process struct {
 	// Immutable after start.
 	cfg    Config
 	log    *slog.Logger
+	spin   *spin.Spinner // nil: the core is not ours alone
 	arena  *wire.Arena
 	engine *blockio.Engine
 	stores []*store.Store
@@ -44,6 +46,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if p.log == nil {
 		p.log = slog.Default()
 	}
+	if cfg.DedicatedCore {
+		p.spin = spin.New()
+	}
 	p.member = p.newMember()
 	if p.cfg.Arena == 0 {
 		p.cfg.Arena = defaultArenaBytes
@@ -51,7 +56,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if p.arena, err = wire.NewArena(int(p.cfg.Arena)); err != nil {
 		return err
 	}
-	if p.engine, err = blockio.NewEngine(blockio.EngineConfig{Choice: blockio.Choice(p.cfg.Engine), Arena: p.arena, Log: p.log}); err != nil {
+	if p.engine, err = blockio.NewEngine(blockio.EngineConfig{Choice: blockio.Choice(p.cfg.Engine), Arena: p.arena, Spin: p.spin, Log: p.log}); err != nil {
 		return errors.Join(err, p.arena.Close())
 	}
 	defer func() { err = errors.Join(err, p.arena.Close()) }()
@@ -117,13 +122,13 @@ func (p *process) serve(ctx context.Context) error {
 	self := p.self()
 	h := server.New(p.stores)
 	l, err := rpc.Listen(p.cfg.Listen, rpc.Options{
-		Self: self, Arena: p.arena, Handler: h.Handle, Start: h.Start, Kick: h.Kick, MaxHandlers: maxHandlers, Net: p.cfg.Net, Log: p.log,
+		Self: self, Arena: p.arena, Handler: h.Handle, Start: h.Start, Kick: h.Kick, MaxHandlers: maxHandlers, Net: p.cfg.Net, Spin: p.spin, Log: p.log,
 	})
 	if err != nil {
 		return err
 	}
 	p.addrs = []string{l.Addr()}
-	p.pool = rpc.NewPool(rpc.Options{Self: self, Arena: p.arena, Net: p.cfg.Net, Log: p.log})
+	p.pool = rpc.NewPool(rpc.Options{Self: self, Arena: p.arena, Spin: p.spin, Net: p.cfg.Net, Log: p.log})
 	defer p.pool.Close()
 
 	// The stores end after the server, so that their last checkpoint finds no mutation under way; mgmt hears the goodbye last.
@@ -145,6 +150,9 @@ func (p *process) serve(ctx context.Context) error {
 		})
 	}
 	task(l.Serve)
+	if p.spin != nil {
+		task(p.spin.Run)
+	}
 	task(p.live)
 	task(p.member.SendEvents)
 	task(p.watchDevices)

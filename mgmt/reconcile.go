@@ -71,12 +71,15 @@ func (w *worker) reconcile(ctx context.Context) error {
 	var specs, failed []supervise.Spec
 	var leaving []string
 	w.d.Look(func(_ leader.Millis, c *leader.Core) {
-		pin := 0
+		pin, pins := 0, pinnedProcs(c.State())
 		for _, id := range c.State().ProcIDs() {
 			p := c.State().Procs[id]
 			spec := w.spec(c.State(), p, pin)
 			if p.Role != wire.RoleFrontend {
 				pin++
+				if pins < len(w.cores) {
+					spec.Args = append(spec.Args, "--dedicated-core")
+				}
 			}
 			switch {
 			case !p.Wanted && p.Role == wire.RoleCompute && !ownsAny(c.State(), id):
@@ -106,6 +109,19 @@ func (w *worker) reconcile(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// pinnedProcs counts the processes that are pinned to one core. While they are fewer than the cores, each has one to itself, and may spin
+// there; what is not pinned, mgmt, the mounts, all else on the machine, has what is left. (A process that has begun to spin and then gets company
+// notices: see wire/spin.)
+func pinnedProcs(s *leader.State) int {
+	n := 0
+	for _, p := range s.Procs {
+		if p.Role != wire.RoleFrontend {
+			n++
+		}
+	}
+	return n
 }
 
 func ownsAny(s *leader.State, id wire.ProcID) bool {

@@ -29,7 +29,8 @@ type server struct {
 }
 
 // startDrive formats the first half of a device and serves it as mgmt would start it; mgmt itself is not there, which a drive bears.
-func startDrive(ctx context.Context, cfg *config, d *device) (*server, error) {
+func (r *runner) startDrive(ctx context.Context, d *device) (*server, error) {
+	cfg := r.cfg
 	fctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	format := exec.CommandContext(fctx, cfg.bin, "drive", "format", d.path, "--cluster", benchCluster.String(),
@@ -39,21 +40,23 @@ func startDrive(ctx context.Context, cfg *config, d *device) (*server, error) {
 	}
 	addr := "unix:" + filepath.Join(d.dir, "drive.sock")
 	cmd := exec.Command(cfg.bin, "drive", "--name", "drive0", "--proc", "2", "--cluster", benchCluster.String(), "--device", d.path,
-		"--drive-id", fmt.Sprint(benchDrive), "--mgmt", "unix:"+filepath.Join(d.dir, "no-mgmt.sock"), "--listen", addr)
+		"--drive-id", fmt.Sprint(benchDrive), "--mgmt", "unix:"+filepath.Join(d.dir, "no-mgmt.sock"), "--listen", addr,
+		fmt.Sprintf("--dedicated-core=%v", cfg.spin))
 	return startServer(ctx, cfg, cmd, d.dir, driveload.Config{
-		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size,
+		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size, Spin: r.spin,
 	})
 }
 
 // startEcho starts this binary as the echo.
-func startEcho(ctx context.Context, cfg *config, dir string) (*server, error) {
+func (r *runner) startEcho(ctx context.Context, dir string) (*server, error) {
+	cfg := r.cfg
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	addr := "unix:" + filepath.Join(dir, "echo.sock")
-	return startServer(ctx, cfg, exec.Command(exe, echoCommand, addr), dir, driveload.Config{
-		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size, Echo: true,
+	return startServer(ctx, cfg, exec.Command(exe, echoCommand, addr, fmt.Sprint(cfg.spin)), dir, driveload.Config{
+		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size, Spin: r.spin, Echo: true,
 	})
 }
 

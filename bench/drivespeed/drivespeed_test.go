@@ -22,8 +22,8 @@ import (
 
 // TestMain makes this binary the echo, as main does.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == echoCommand {
-		exit(echoMain(os.Args[2]))
+	if len(os.Args) == 4 && os.Args[1] == echoCommand {
+		exit(echoMain(os.Args[2], os.Args[3] == "true"))
 	}
 	os.Exit(m.Run())
 }
@@ -186,7 +186,7 @@ func TestNoDrive(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if _, err := startDrive(t.Context(), cfg, d); err == nil || !strings.Contains(err.Error(), "crake drive format") {
+	if _, err := (&runner{cfg: cfg}).startDrive(t.Context(), d); err == nil || !strings.Contains(err.Error(), "crake drive format") {
 		t.Errorf("a binary that only fails: %v", err)
 	}
 	cfg.bin = filepath.Join(t.TempDir(), "half")
@@ -198,11 +198,11 @@ func TestNoDrive(t *testing.T) {
 	write("exec sleep 1000")
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if _, err := startDrive(ctx, cfg, d); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := (&runner{cfg: cfg}).startDrive(ctx, d); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a drive that never answers: %v", err)
 	}
 	write("echo 'the device is too wet' >&2; exit 3")
-	if _, err := startDrive(t.Context(), cfg, d); err == nil || !strings.Contains(err.Error(), "too wet") {
+	if _, err := (&runner{cfg: cfg}).startDrive(t.Context(), d); err == nil || !strings.Contains(err.Error(), "too wet") {
 		t.Errorf("a drive that does not start: %v", err)
 	}
 }

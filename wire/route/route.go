@@ -9,6 +9,7 @@ import (
 
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/rpc"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // Config configures a Router.
@@ -23,6 +24,8 @@ type Config struct {
 	OnClose func(c *rpc.Conn, err error)
 	// Net is the network of "mem:" addresses; nil where none is used.
 	Net *rpc.Mem
+	// Spin is told of what arrives on the router's connections; nil: nobody.
+	Spin *spin.Spinner
 	// Log gets events; nil is slog.Default().
 	Log *slog.Logger
 }
@@ -47,7 +50,7 @@ type Router struct {
 func New(c Config) *Router {
 	r := &Router{c: c, kick: make(chan struct{}, 1), changed: make(chan struct{}), away: map[wire.ProcID]time.Time{}}
 	r.pool = rpc.NewPool(rpc.Options{
-		Self: c.Self, Arena: c.Arena, Handler: c.Handler, OnClose: c.OnClose, Net: c.Net, Log: c.Log,
+		Self: c.Self, Arena: c.Arena, Handler: c.Handler, OnClose: c.OnClose, Net: c.Net, Spin: c.Spin, Log: c.Log,
 		Generation: r.generation, OnGeneration: func(wire.Generation) { r.refresh() },
 	})
 	return r

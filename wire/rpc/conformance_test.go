@@ -28,7 +28,7 @@ type world struct {
 }
 
 // transports are the ones that must pass the suite.
-var transports = []string{"unix", "tcp", "mem"}
+var transports = []string{"unix", "tcp", "mem", transportSpin}
 
 func eachTransport(t *testing.T, f func(t *testing.T, w *world)) {
 	for _, name := range transports {
@@ -43,6 +43,9 @@ func newWorld(t testing.TB, transport string) *world {
 	w.server = Options{Self: Self{Cluster: testCluster, Role: wire.RoleDrive, Proc: 2, Version: "1.0"}, Arena: w.serverA, Handler: echo}
 	w.client = Options{Self: Self{Cluster: testCluster, Role: wire.RoleCompute, Proc: 3, Version: "1.1"}, Arena: w.clientA}
 	switch transport {
+	case transportSpin:
+		w.spin()
+		fallthrough
 	case "unix":
 		w.addr = "unix:" + t.TempDir() + "/s"
 	case "tcp":

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // Self says who this process is, in the handshake.
@@ -56,6 +57,8 @@ type Options struct {
 	OnGeneration func(g wire.Generation)
 	// Net is the network of "mem:" addresses; nil where none is used.
 	Net *Mem
+	// Spin, if not nil, is told of all that arrives.
+	Spin *spin.Spinner
 	// Log gets events (a peer dropped, a handshake refused); nil is slog.Default().
 	Log *slog.Logger
 }

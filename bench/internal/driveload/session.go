@@ -9,6 +9,7 @@ import (
 
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/rpc"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // Config says what to drive.
@@ -19,6 +20,8 @@ type Config struct {
 	ReadBytes int64 // of strips to read; Prepare puts them
 	// WriteBytes bounds what write jobs have on the drive at once, beside ReadBytes; older strips are deleted for newer ones.
 	WriteBytes int64
+	// Spin, if not nil, is told of answers; its owner runs it.
+	Spin *spin.Spinner
 	// Echo: the peer answers from memory with arbitrary bytes, so nothing is compared.
 	Echo bool
 }
@@ -51,7 +54,7 @@ func Dial(ctx context.Context, cfg Config) (*Session, error) {
 	s := &Session{cfg: cfg, arena: arena, content: newContent(), strips: int(cfg.ReadBytes / StripBytes), epoch: 1}
 	s.next.Store(firstWritten)
 	s.conn, err = rpc.Dial(ctx, cfg.Addr, rpc.Options{
-		Self: rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: 1, Version: "drivespeed"}, Arena: arena,
+		Self: rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: 1, Version: "drivespeed"}, Arena: arena, Spin: cfg.Spin,
 	})
 	if err != nil {
 		return nil, errors.Join(err, arena.Close())
