@@ -71,13 +71,13 @@ func (w *worker) reconcile(ctx context.Context) error {
 	var specs, failed []supervise.Spec
 	var leaving []string
 	w.d.Look(func(_ leader.Millis, c *leader.Core) {
-		pin, pins := 0, pinnedProcs(c.State())
+		pin, dedicated := 0, w.coresAreDedicated(c.State())
 		for _, id := range c.State().ProcIDs() {
 			p := c.State().Procs[id]
 			spec := w.spec(c.State(), p, pin)
 			if p.Role != wire.RoleFrontend {
 				pin++
-				if pins < len(w.cores) {
+				if dedicated {
 					spec.Args = append(spec.Args, "--dedicated-core")
 				}
 			}
@@ -111,17 +111,17 @@ func (w *worker) reconcile(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// pinnedProcs counts the processes that are pinned to one core. While they are fewer than the cores, each has one to itself, and may spin
-// there; what is not pinned, mgmt, the mounts, all else on the machine, has what is left. (A process that has begun to spin and then gets company
-// notices: see wire/spin.)
-func pinnedProcs(s *leader.State) int {
+// coresAreDedicated says that each pinned process has a core to itself, and may spin there: they are fewer than the cores, so that what is
+// not pinned (mgmt, the mounts, all else on the machine) has a place too. A process that was told so and gets company later
+// notices by itself; see wire/spin.
+func (w *worker) coresAreDedicated(s *leader.State) bool {
 	n := 0
 	for _, p := range s.Procs {
 		if p.Role != wire.RoleFrontend {
 			n++
 		}
 	}
-	return n
+	return n < len(w.cores)
 }
 
 func ownsAny(s *leader.State, id wire.ProcID) bool {

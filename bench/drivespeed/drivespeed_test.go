@@ -348,6 +348,12 @@ func TestJudge(t *testing.T) {
 	} {
 		r := &row{Fio: map[fioEngine]*series{ioUring: one(100, 1, 0), psync: one(90, 1, 0)}, Wire: c.wire, Crake: c.crake, job: job{driveload.Put, c.depth}}
 		r.judge()
+		if spun := *r; strings.Contains(c.want, "CPU") {
+			spun.spin = true
+			if spun.judge(); spun.Verdict != "MISSED" {
+				t.Errorf("%+v, spinning: %q", c, spun.Verdict)
+			}
+		}
 		if r.Verdict != c.want || r.Best != ioUring || r.Bound < c.bound*0.999 || r.Bound > c.bound*1.001 {
 			t.Errorf("%+v: %q by %s, bound %g", c, r.Verdict, r.Best, r.Bound)
 		}
