@@ -47,13 +47,15 @@
 //   - The owner of a bucket vanishes with its machine: left as soon as the map gives it up (route: TestOwnerVanishes; rpc: TestDrop).
 //   - A drive is away: found within moments, and not asked again for 200 ms (route: TestDrive, TestDriveHangs).
 //   - Mgmt is away: the last map stays in use (route: TestWatch); a watch that it lost is put anew (route: TestKick).
+//   - A process that spins for messages gets company on its core, or has nothing to do: see package spin.
 //   - A leaked or doubly released Buf: found by tests with ArenaDebug (TestArenaFindsMistakes).
 //
 // # Reading order
 //
 // ids.go (the vocabulary), errors.go, limits.go, clustermap.go, buf.go (the zero-copy rule), arena.go and arena_buddy.go (where Bufs
 // come from), message.go and codec.go (how messages are encoded), msg_*.go (the messages, by who answers them), segrecord.go (what lies
-// in a segment); then rpc (connections), route (who owns what, and the one place for retries) and member (a process's life with mgmt).
+// in a segment); then rpc (connections), route (who owns what, and the one place for retries) and member (a process's life with mgmt);
+// spin, where a process has a core to itself.
 //
 // PROTOCOL.md is the specification of the bytes.
 package wire

@@ -32,6 +32,8 @@
 // Conn: read, writer.run, watch, finish (waits for the others and calls OnClose), handlers. They start with the connection and end
 // with it: Close, the end of Listener.Serve, Pool.Close. Pool: one for each dial under way. Listener: one for each connection.
 //
+// Where Options.Spin is set, all that arrives is told to it; see package spin.
+//
 // Lock order: see Conn. Reading order: rpc.go, handshake.go, conn.go, call.go, window.go, writer.go, read.go, serve.go, taken.go,
 // reqctx.go, stream.go, dial.go, listen.go, pool.go, mem.go, limits.go.
 //

@@ -56,18 +56,13 @@ func (s *Spinner) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("eventfd: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "eventfd") // the runtime polls it because it is non-blocking
-	stop := context.AfterFunc(ctx, func() { _ = f.Close() })
-	defer func() {
-		if stop() {
-			err = errors.Join(err, f.Close())
-		}
-	}()
+	defer func() { err = errors.Join(err, f.Close()) }()
 	conn, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
 	s.began = time.Now()
-	turn := func(fd uintptr) bool { return s.turn(fd) }
+	turn := func(fd uintptr) bool { return ctx.Err() != nil || s.turn(fd) }
 	for s.sleep(ctx) {
 		if s.shared {
 			s.shared = false
@@ -79,7 +74,7 @@ func (s *Spinner) Run(ctx context.Context) (err error) {
 			continue
 		}
 		// The function is called at once and after each wake-up, until it gives true.
-		if err := conn.Read(turn); err != nil && ctx.Err() == nil {
+		if err := conn.Read(turn); err != nil {
 			return fmt.Errorf("wait for an eventfd: %w", err)
 		}
 	}

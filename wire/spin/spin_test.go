@@ -5,6 +5,7 @@ import (
 	"net"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -119,7 +120,7 @@ func TestLooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	excite(s)
-	fastest, timer := time.Hour, time.Hour
+	var trips, timers []time.Duration
 	b := make([]byte, 1)
 	for range 500 {
 		began := time.Now()
@@ -130,16 +131,18 @@ func TestLooks(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.Note()
-		fastest = min(fastest, time.Since(began))
+		trips = append(trips, time.Since(began))
 		began = time.Now()
 		time.Sleep(20 * time.Microsecond)
-		timer = min(timer, time.Since(began))
+		timers = append(timers, time.Since(began))
 	}
 	_ = c.Close()
 	echo.Wait()
 	end()
-	if fastest > time.Millisecond || timer > time.Millisecond {
-		t.Errorf("there and back took %v at best, a timer of 20 us %v", fastest, timer)
+	slices.Sort(trips)
+	slices.Sort(timers)
+	if trip, timer := trips[len(trips)/2], timers[len(timers)/2]; max(trip, timer) > 5*time.Millisecond {
+		t.Errorf("there and back took %v, a timer of 20 us %v", trip, timer)
 	}
 	if s.turns == 0 {
 		t.Error("it never spun")
@@ -148,10 +151,17 @@ func TestLooks(t *testing.T) {
 
 // Claim: no event is lost that is told in the moment in which it falls asleep.
 func TestWakes(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	late := New()
+	late.Note() // after the last look, before it sleeps
+	if !late.sleep(ctx) {
+		t.Fatal("it sleeps though there was an event")
+	}
 	s, _ := start(t)
 	runtime.GOMAXPROCS(2) // so that it sleeps at once each time, and both really run at once
 	var told sync.WaitGroup
-	for range 3000 {
+	for range 1000 {
 		for range 3 {
 			told.Go(s.Note)
 		}
@@ -206,15 +216,32 @@ func TestShared(t *testing.T) {
 	}
 }
 
-// Claim: Run ends with its ctx, while it spins and while it sleeps, and to tell of events afterwards does no harm.
+// Claim: Run ends with its ctx, while it sleeps, while it spins, and while events come all the time; and to tell of events afterwards does no harm.
 func TestEnds(t *testing.T) {
-	for _, sleeps := range []bool{false, true} {
+	for _, state := range []string{"asleep", "spinning", "busy"} {
 		s, end := start(t)
 		excite(s)
-		if sleeps {
+		stop := make(chan struct{})
+		var busy sync.WaitGroup
+		switch state {
+		case "asleep":
 			asleep(t, s)
+		case "busy":
+			busy.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						s.Note()
+						time.Sleep(time.Microsecond)
+					}
+				}
+			})
 		}
 		end()
+		close(stop)
+		busy.Wait()
 		for range 10 {
 			s.Note()
 		}
