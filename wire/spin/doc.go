@@ -35,6 +35,7 @@
 //   - Something becomes ready while it spins, of whatever kind (socket, timer): TestLooks. Nothing tells of it while it sleeps: nothing changes, the
 //     runtime's own poller wakes the process.
 //   - An event is told in the moment in which it falls asleep: TestWakes.
+//   - Others compute on the core, whatever we were told: TestShared.
 //   - More than one scheduler processor (a drive on pread makes more of them): it does not spin, as another thread sleeps in the poller and
 //     each turn would wake it: TestManyProcessors.
 //   - ctx ends while it spins and while it sleeps: TestEnds.

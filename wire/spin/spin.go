@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Spinner keeps the process awake while events are likely to come soon. The zero value is ready; a nil one does nothing. Run makes it
-// work; without, Note costs nothing.
+// Spinner keeps the process awake while events are likely to come soon; Run makes it work. A nil one may be told of events, and does nothing.
 type Spinner struct {
+	yield  func() // gives the core away for a moment; immutable
 	events atomic.Uint64
 	asleep atomic.Bool // Run waits for wake
 	wake   chan struct{}
@@ -32,7 +32,12 @@ type Spinner struct {
 }
 
 // New makes a spinner. It holds nothing until Run.
-func New() *Spinner { return &Spinner{wake: make(chan struct{}, 1)} }
+func New() *Spinner {
+	return &Spinner{
+		yield: func() { _, _, _ = syscall.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) },
+		wake:  make(chan struct{}, 1),
+	}
+}
 
 // Note tells that something has come for which the process waited, such as bytes of a connection. It takes some nanoseconds, or, when the
 // spinner sleeps, as long as waking a goroutine. Any goroutine may call it; it does not block.
@@ -119,7 +124,7 @@ func (s *Spinner) turn(fd uintptr) bool {
 		return true
 	}
 	if s.turns++; s.turns%yieldEvery == 0 {
-		_, _, _ = syscall.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		s.yield()
 		if s.shared = time.Since(s.began)-now > foreignAfter; s.shared {
 			return true
 		}

@@ -3,10 +3,10 @@ package spin
 import (
 	"context"
 	"net"
-	"os/exec"
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,9 +18,15 @@ const patience = 10 * time.Second
 
 // start runs a spinner on one scheduler processor, as on a core of its own; end stops it and waits, and only then its fields may be read.
 func start(t *testing.T) (s *Spinner, end func()) {
+	return startWith(t, func(*Spinner) {})
+}
+
+// startWith is start of a spinner that prepare has changed.
+func startWith(t *testing.T, prepare func(*Spinner)) (s *Spinner, end func()) {
 	t.Helper()
 	procs := runtime.GOMAXPROCS(1)
 	s = New()
+	prepare(s)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -188,31 +194,27 @@ func TestManyProcessors(t *testing.T) {
 	}
 }
 
-// Claim: where others compute on the core it does not spin on.
+// Claim: where others compute on the core, so that it does not come back at once when it is given away, it does not spin on.
 func TestShared(t *testing.T) {
-	for range runtime.NumCPU() {
-		hog := exec.CommandContext(t.Context(), "sh", "-c", "while :; do :; done")
-		hog.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-		if err := hog.Start(); err != nil {
-			t.Fatal(err)
+	var yields atomic.Int32
+	s, end := startWith(t, func(s *Spinner) {
+		s.yield = func() {
+			yields.Add(1)
+			time.Sleep(2 * foreignAfter)
 		}
-		defer func() {
-			_ = hog.Process.Kill()
-			_ = hog.Wait()
-		}()
-	}
-	for late := time.Now().Add(patience); ; {
-		s, end := start(t)
-		for range 20 {
-			excite(s)
+		for range memory { // it knows that spinning pays off
+			s.policy.add(minGap)
 		}
-		end()
-		if s.rests > 0 {
-			return
-		}
+	})
+	for late := time.Now().Add(patience); yields.Load() < 2; runtime.Gosched() {
+		s.Note()
 		if time.Now().After(late) {
-			t.Fatalf("%d turns beside processes that compute, and no rest", s.turns)
+			t.Fatalf("it gave the core away %d times", yields.Load())
 		}
+	}
+	end()
+	if s.rests == 0 {
+		t.Error("it spun on")
 	}
 }
 
