@@ -34,6 +34,8 @@
 // One io_uring a process (internal/blockio/ring.go): whoever has queued IO submits it, one goroutine ends all, and no thread waits.
 // Where the kernel has none or forbids it, and for files in memory, it is pread and pwrite; Info().EngineReason says why.
 //
+// With Config.DedicatedCore the process spins for a while before it sleeps, and finds requests and completions so (wire/spin).
+//
 // # What a crash leaves
 //
 // A strip whose record is in the journal may lack its data, because both were written at once. Journal batches carry a low
@@ -45,7 +47,8 @@
 // # Goroutines and who owns them
 //
 //   - Run: the listener, and goroutines of wire/rpc for requests that Start does not take; route.Router.Run, which keeps the map (who
-//     asks is in it, and on which server); live (registration, heartbeats), SendEvents, watchDevices (are the devices where and what they were), trim.
+//     asks is in it, and on which server); live (registration, heartbeats), SendEvents, watchDevices (are the devices where and what they were), trim; with a
+//     core of its own the spinner.
 //   - store.Run, one a device: checkpoints; it starts the scrub, the discards, and one that drains at the end.
 //   - blockio.NewEngine: the reaper, and a thread for discards. Engine.Close ends them, after all devices and before the arena.
 //

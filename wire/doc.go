@@ -71,6 +71,7 @@
 //   - People look at the frames and do not keep up: nobody waits for them (rpc: TestCaptureNeverBlocks; see packages capture and dump).
 //   - MESSAGES.md or the table of methods does not say what the declarations say: internal/gen: TestGeneratedIsUpToDate,
 //     TestEverythingIsExplained.
+//   - A process that spins for messages gets company on its core, or has nothing to do: see package spin.
 //   - A leaked or doubly released Buf: found by tests with ArenaDebug (TestArenaFindsMistakes, TestBufsAreUsedAgain).
 //
 // # Reading order
@@ -78,7 +79,7 @@
 // ids.go (the vocabulary), errors.go, limits.go, clustermap.go, buf.go (the zero-copy rule), arena.go and arena_buddy.go (where Bufs
 // come from), lend.go, loan.go and foreign.go (Bufs between processes), message.go and codec.go (how messages are encoded), msg_*.go (the
 // messages, by who answers them), segrecord.go (what lies in a segment); then identity (who a process is), rpc (connections), route (who owns
-// what, and the one place for retries) and member (a process's life with mgmt).
+// what, and the one place for retries) and member (a process's life with mgmt); spin, where a process has a core to itself.
 //
 // PROTOCOL.md is the specification of the bytes and of their use, MESSAGES.md lists all methods and messages; testdata/client is a client in
 // Python that was written from both alone. Packages capture and dump show what processes say.

@@ -59,6 +59,8 @@
 // one. They start with the connection and end with it: Close, the end of Listener.Serve, Pool.Close. lender.quarantine outlives
 // it, as long as others hold what it lent. Closing a descriptor that a peer sent and that is not what it should be has a goroutine of its own. Pool: one for each dial under way. Listener: one for each connection.
 //
+// Where Options.Spin is set, all that arrives is told to it; see package spin.
+//
 // Lock order: see Conn. Reading order: rpc.go, handshake.go, conn.go, call.go, window.go, writer.go, read.go, serve.go, taken.go,
 // reqctx.go, stream.go, auth.go, auth_conn.go, tls.go, dial.go, listen.go, pool.go, mem.go, limits.go; shm.go, shm_channel.go, shm_lend.go,
 // shm_borrow.go, shm_release.go, stats.go.
