@@ -81,6 +81,7 @@ func newProcess(cfg Config) (*process, error) {
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: cfg.Proc, Version: cfg.Version}
 	p.router = route.New(route.Config{
 		Self: self, Mgmt: cfg.Mgmt, Wire: cfg.Wire, Identity: id, TLS: cfg.Encrypt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
+		Capture: cfg.Capture,
 	})
 	p.member = p.newMember(self)
 	p.store = store.New(store.Config{

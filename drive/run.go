@@ -60,7 +60,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if p.engine, err = blockio.NewEngine(blockio.EngineConfig{Choice: blockio.Choice(p.cfg.Engine), Arena: p.arena, Log: p.log}); err != nil {
 		return err
 	}
-	p.router = route.New(route.Config{Self: p.self(), Mgmt: p.cfg.Mgmt, Wire: p.cfg.Wire, Identity: id, TLS: p.cfg.Encrypt, Arena: p.arena, Net: p.cfg.Net, Log: p.log})
+	p.router = route.New(route.Config{Self: p.self(), Mgmt: p.cfg.Mgmt, Wire: p.cfg.Wire, Identity: id, TLS: p.cfg.Encrypt, Arena: p.arena,
+		Net: p.cfg.Net, Log: p.log, Capture: p.cfg.Capture})
 	defer p.router.Close()
 	p.member = p.newMember()
 	defer func() { err = errors.Join(err, p.closeDevices(), p.engine.Close()) }()

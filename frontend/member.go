@@ -53,7 +53,7 @@ func join(ctx context.Context, cfg Config) (m *frontend, err error) {
 	}
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleFrontend, Proc: cfg.Proc, Version: cfg.Version}
 	m.router = route.New(route.Config{Self: self, Mgmt: cfg.Mgmt, Wire: cfg.Wire, Identity: id, TLS: cfg.Encrypt, Arena: m.arena, Handler: m.handle, OnMap: m.onMap,
-		Net: cfg.Net, Log: cfg.Log})
+		Net: cfg.Net, Log: cfg.Log, Capture: cfg.Capture})
 	m.member = member.New(member.Config{Self: self, Name: cfg.Name, Cores: cfg.Cores, Ask: m.router.Mgmt, Log: cfg.Log,
 		Arena: m.arena, Conns: m.router.Conns, Beat: m.beat, Answered: m.answered, Silent: m.silent})
 	m.listener, err = m.router.Listen(cfg.Listen, rpc.Options{})

@@ -107,6 +107,7 @@
 //	a drive says that its device is broken  failed, kept, not restarted   TestFaultFails (internal/leader), TestDriveSaysFault
 //	a drive cannot be opened, again, again  failed after half a minute    TestTroubles (internal/leader), TestDriveCannotBeOpened
 //	a drive is much slower than its peers   told, then failed             TestSlow, TestSlowSpellsKindsAndMargin (internal/leader)
+//	a drive opens for ever, its device hangs  told after ten seconds      TestDriveOpensLong
 //	more drives fail than m                 told, not failed              TestNoMoreThanParity, TestLogsNeedDrives (internal/leader)
 //	somebody else says he is a process      refused, told why             TestOnlyNewestRun, TestStrangers
 //	a run that is over speaks               refused; connections end      TestOnlyNewestRun, TestIssueEndsOldConnections

@@ -85,6 +85,7 @@ func runFake(ctx context.Context, role string) error {
 		return fmt.Errorf("mount point %s is cursed", flagOf("--mount"))
 	}
 	if role == "drive" {
+		f.openSlowly(ctx)
 		if err := f.cannotOpen(); err != nil {
 			return err
 		}
@@ -141,6 +142,9 @@ func (f *fake) beat(ctx context.Context, hup <-chan os.Signal, reg *wire.Registe
 		if f.role == "drive" {
 			hb.Drives = f.says()
 		}
+		// A process of the map, and one that is not in it.
+		hb.Links = []wire.LinkStat{{Peer: 7, Role: wire.RoleCompute, Conns: 2, Transport: "shm", SentByRef: 5}, {Peer: 77, Role: wire.RoleDrive, Transport: "tcp"}}
+		hb.Arena = wire.ArenaReport{Bytes: 1 << 20, Used: 1 << 12, Lent: 3, Quarantined: 2}
 		f.mu.Unlock()
 		if err := f.router.Mgmt(ctx, &rpc.Call{Method: wire.MHeartbeat, Req: hb, Resp: &wire.HeartbeatResp{}}); wire.KindOf(err) == wire.KindStaleSession {
 			return err
@@ -150,6 +154,16 @@ func (f *fake) beat(ctx context.Context, hup <-chan os.Signal, reg *wire.Registe
 
 // driveFile is where a test tells a fake drive what to do.
 func driveFile(device, what string) string { return device + "." + what }
+
+// openSlowly waits as a drive does whose device hangs, if the test wants that, until it does not any more.
+func (f *fake) openSlowly(ctx context.Context) {
+	for ctx.Err() == nil {
+		if _, err := os.Stat(driveFile(flagOf("--device"), "hangs")); err != nil {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
 
 // cannotOpen does what a drive does that cannot open its device, if the test wants that.
 func (f *fake) cannotOpen() error {

@@ -130,7 +130,8 @@ func (w *worker) processes() []api.Process {
 				ID: uint32(p.ID), Name: p.Name, Role: p.Role.String(), State: p.State.String(), PID: r.PID, Cores: r.Cores,
 				Version: p.Version, Incarnation: uint64(p.Incarnation), Ready: l.Ready, StartedAt: r.StartedAt.UTC(), Restarts: r.Restarts,
 				RSSBytes: l.RSS, HeartbeatAgeMs: -1, Addrs: p.Addrs, Log: api.LogPath(w.c.Dir, p.Name), LastExit: r.LastExit, Note: l.Note,
-				ArenaBytes: l.Arena, ArenaUsedBytes: l.InArena, Links: viewLinks(c.State(), l.Links),
+				ArenaBytes: l.Arena.Bytes, ArenaUsedBytes: l.Arena.Used, ArenaLentBytes: l.Arena.Lent, ArenaQuarantinedBytes: l.Arena.Quarantined,
+				Links: viewLinks(c.State(), l.Links),
 			}
 			if l.Spoken && p.State != wire.ProcDown {
 				a.HeartbeatAgeMs = int64(now - l.Heard)

@@ -244,10 +244,12 @@ func (w *worker) run(ctx context.Context, old stored, ready func() error) error 
 	self := rpc.Self{Cluster: w.cluster, Role: wire.RoleMgmt, Version: w.c.Version}
 	w.router = route.New(route.Config{
 		Self: self, Mgmt: api.MgmtAddr(w.c.Dir), Server: serverID, Wire: w.file.Wire, Identity: w.ids.own, TLS: w.file.WireEncryption, Log: w.log,
+		Capture: w.c.Capture,
 	})
 	defer w.router.Close()
 	l, err := rpc.Listen(api.MgmtAddr(w.c.Dir), rpc.Options{
 		Self: self, Handler: w.handle, AnyCluster: true, Identity: w.ids.own, Admit: w.ids.admit, Generation: w.generation, Log: w.log,
+		Capture: w.c.Capture,
 	})
 	if err != nil {
 		return err

@@ -52,6 +52,8 @@
 //   - The owner of a bucket moves or is away: asked again, with the newest map (route: TestBucketMoves, TestBucketGivesUp).
 //   - The owner of a bucket vanishes with its machine: left as soon as the map gives it up (route: TestOwnerVanishes; rpc: TestDrop).
 //   - A drive is away: found within moments, and not asked again for 200 ms (route: TestDrive, TestDriveHangs).
+//   - A unix path of another server exists here by chance: never dialled (route: TestReach, TestPathOfAnotherServer).
+//   - Somebody who is not on this server wants our memory: gets none (route: TestSameServer).
 //   - Mgmt is away: the last map stays in use (route: TestWatch); a watch that it lost is put anew (route: TestKick).
 //   - A leaked or doubly released Buf: found by tests with ArenaDebug (TestArenaFindsMistakes).
 //

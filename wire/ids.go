@@ -97,7 +97,7 @@ type Generation uint64
 type SessionID uint64
 
 // Ino is an inode number: the bucket in the upper 16 bits, a sequence in the lower 48.
-// Sequences below FirstInoSeq are reserved; a filesystem's root has its FSID as sequence. The values 0, 1 and all ones
+// Sequences below FirstInoSeq are reserved; a filesystem's root has its FSID plus 1 as sequence. The values 0, 1 and all ones
 // never occur, because FUSE reserves them.
 type Ino uint64
 
@@ -172,7 +172,7 @@ const (
 //
 // wire:fixed
 type StripID struct {
-	Hi, Lo uint64
+	Hi, Lo uint64 // as drawn
 }
 
 // Bounds of the parts of a StripID.

@@ -50,6 +50,29 @@ func (m *AppendResp) decode(d *decoder) {
 }
 
 // Append encodes m at the end of b.
+func (m *ArenaReport) Append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Bytes))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Used))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Lent))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Quarantined))
+	return b
+}
+
+// Decode reads m from b; see Message.
+func (m *ArenaReport) Decode(b []byte) error {
+	d := newDecoder(b)
+	m.decode(&d)
+	return d.err("ArenaReport")
+}
+
+func (m *ArenaReport) decode(d *decoder) {
+	m.Bytes = uint64(d.u64())
+	m.Used = uint64(d.u64())
+	m.Lent = uint64(d.u64())
+	m.Quarantined = uint64(d.u64())
+}
+
+// Append encodes m at the end of b.
 func (m *Attr) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Mode))
@@ -1011,14 +1034,16 @@ func (m *HeartbeatReq) Append(b []byte) []byte {
 		b = m.Drives[i3].Append(b)
 		b = endStruct(b, at4)
 	}
-	b = binary.LittleEndian.AppendUint64(b, uint64(m.ArenaBytes))
-	b = binary.LittleEndian.AppendUint64(b, uint64(m.ArenaUsed))
+	var at5 int
+	b, at5 = beginStruct(b)
+	b = m.Arena.Append(b)
+	b = endStruct(b, at5)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Links)))
-	for i5 := range m.Links {
-		var at6 int
-		b, at6 = beginStruct(b)
-		b = m.Links[i5].Append(b)
-		b = endStruct(b, at6)
+	for i6 := range m.Links {
+		var at7 int
+		b, at7 = beginStruct(b)
+		b = m.Links[i6].Append(b)
+		b = endStruct(b, at7)
 	}
 	return b
 }
@@ -1039,35 +1064,36 @@ func (m *HeartbeatReq) decode(d *decoder) {
 	m.Ready = bool(d.u8() != 0)
 	m.Note = string(d.str())
 	m.Buckets = nil
-	if n7 := d.list(4, unsafe.Sizeof(m.Buckets[0])); n7 > 0 {
-		m.Buckets = make([]BucketReport, n7)
+	if n8 := d.list(4, unsafe.Sizeof(m.Buckets[0])); n8 > 0 {
+		m.Buckets = make([]BucketReport, n8)
 		for i := range m.Buckets {
 			d.more()
-			sub8 := d.sub()
-			m.Buckets[i].decode(&sub8)
-			d.join(&sub8)
+			sub9 := d.sub()
+			m.Buckets[i].decode(&sub9)
+			d.join(&sub9)
 		}
 	}
 	m.Drives = nil
-	if n9 := d.list(4, unsafe.Sizeof(m.Drives[0])); n9 > 0 {
-		m.Drives = make([]DriveStatResp, n9)
+	if n10 := d.list(4, unsafe.Sizeof(m.Drives[0])); n10 > 0 {
+		m.Drives = make([]DriveStatResp, n10)
 		for i := range m.Drives {
 			d.more()
-			sub10 := d.sub()
-			m.Drives[i].decode(&sub10)
-			d.join(&sub10)
+			sub11 := d.sub()
+			m.Drives[i].decode(&sub11)
+			d.join(&sub11)
 		}
 	}
-	m.ArenaBytes = uint64(d.u64())
-	m.ArenaUsed = uint64(d.u64())
+	sub12 := d.sub()
+	m.Arena.decode(&sub12)
+	d.join(&sub12)
 	m.Links = nil
-	if n11 := d.list(4, unsafe.Sizeof(m.Links[0])); n11 > 0 {
-		m.Links = make([]LinkStat, n11)
+	if n13 := d.list(4, unsafe.Sizeof(m.Links[0])); n13 > 0 {
+		m.Links = make([]LinkStat, n13)
 		for i := range m.Links {
 			d.more()
-			sub12 := d.sub()
-			m.Links[i].decode(&sub12)
-			d.join(&sub12)
+			sub14 := d.sub()
+			m.Links[i].decode(&sub14)
+			d.join(&sub14)
 		}
 	}
 }

@@ -7,6 +7,7 @@ func newMessages() []Message {
 	return []Message{
 		&AppendReq{},
 		&AppendResp{},
+		&ArenaReport{},
 		&Attr{},
 		&AttrResp{},
 		&BucketOwner{},

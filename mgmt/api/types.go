@@ -113,9 +113,11 @@ type Process struct {
 	LastExit       string    `json:"last_exit"` // how its last run ended, with its last words; "" when it did not
 	Note           string    `json:"note"`      // what it says about itself
 
-	ArenaBytes     uint64 `json:"arena_bytes"`      // memory for data that it may use; 0 when it has not said yet
-	ArenaUsedBytes uint64 `json:"arena_used_bytes"` // of that, handed out now
-	Links          []Link `json:"links"`            // its connections with other processes that are up, mgmt's aside; at most wire.MaxPeerLinks
+	ArenaBytes            uint64 `json:"arena_bytes"`             // memory for data that it may use; 0 when it does not run, or has not said yet
+	ArenaUsedBytes        uint64 `json:"arena_used_bytes"`        // of that, handed out now
+	ArenaLentBytes        uint64 `json:"arena_lent_bytes"`        // of that, lent to other processes
+	ArenaQuarantinedBytes uint64 `json:"arena_quarantined_bytes"` // lent to connections that have ended, until nobody can touch it any more
+	Links                 []Link `json:"links"`                   // its connections with other processes that are up, mgmt's aside; at most wire.MaxPeerLinks
 }
 
 // Link sums up the connections of a process with one peer by one transport. Bytes are of file data, since these connections began.

@@ -147,7 +147,10 @@ func (m *Member) Heartbeat(ctx context.Context) error {
 		Proc: m.cfg.Self.Proc, Incarnation: m.incarnation, Session: m.session, RSSBytes: procfs.RSS(os.Getpid()), Ready: true,
 	}
 	if m.cfg.Arena != nil {
-		req.ArenaBytes, req.ArenaUsed = uint64(m.cfg.Arena.Size()), uint64(m.cfg.Arena.Used())
+		st := m.cfg.Arena.Stats()
+		req.Arena = wire.ArenaReport{
+			Bytes: uint64(st.Size), Used: uint64(st.Used), Lent: uint64(st.Lent), Quarantined: uint64(st.Quarantined),
+		}
 	}
 	if m.cfg.Conns != nil {
 		req.Links = links(m.cfg.Conns())

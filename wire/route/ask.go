@@ -26,11 +26,12 @@ func (r *Router) Bucket(ctx context.Context, b wire.BucketID, call *rpc.Call) er
 			r.refresh()
 			sleep(ctx, backoff, next)
 			backoff = min(2*backoff, maxBackoff)
-		case before != nil && errors.Is(err, ctx.Err()):
+		case errors.Is(err, ctx.Err()):
+			if before == nil {
+				return err
+			}
 			// It ended while it waited for an answer: what was in the way says more.
 			return wire.E("route.bucket", ctxKind(ctx.Err()), fmt.Sprint(b), fmt.Errorf("%w; at last: %w", err, before))
-		default:
-			return err
 		}
 		if ctx.Err() != nil {
 			return wire.E("route.bucket", ctxKind(ctx.Err()), fmt.Sprint(b), fmt.Errorf("%w; at last: %w", ctx.Err(), err))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -54,16 +55,24 @@ func serverMap(g wire.Generation, peer wire.ServerID, addrs ...string) *wire.Clu
 	}
 }
 
-// pair makes the routers of processes 1 and 2; the second listens at addrs until the test ends.
-func pair(t *testing.T, w Wire, addrs ...string) (asker, owner *Router, l *Listener) {
+// pair makes the routers of processes 1 and 2; the second listens at addrs until the test ends. They have identities of ca, if it is not nil.
+func pair(t *testing.T, w Wire, ca *identity.CA, addrs ...string) (asker, owner *Router, l *Listener) {
 	checkGoroutines(t)
 	make1 := func(id wire.ProcID, role wire.Role) *Router {
+		var who *identity.Identity
+		if ca != nil {
+			var err error
+			if who, err = ca.Issue(role, id); err != nil {
+				t.Fatal(err)
+			}
+		}
 		arena, err := wire.NewArena(32<<20, wire.ArenaDebug())
 		if err != nil {
 			t.Fatal(err)
 		}
 		r := New(Config{
 			Self: rpc.Self{Cluster: cluster, Role: role, Proc: id}, Mgmt: "unix:" + filepath.Join(t.TempDir(), "nobody"), Wire: w, Arena: arena,
+			Identity: who,
 		})
 		t.Cleanup(func() {
 			r.Close()
@@ -96,6 +105,19 @@ func ask(r *Router) (*rpc.Conn, error) {
 	return r.BucketOnce(ctx, 0, &rpc.Call{Method: wire.MDriveAppend, Req: &wire.AppendReq{}, Resp: &wire.AppendResp{}})
 }
 
+// bothBy waits until both sides of a connection, of which owner has no other, say that they speak by want. A side puts a connection on its
+// books, and shares memory, after it may have answered a first request.
+func bothBy(t *testing.T, conn *rpc.Conn, owner *Router, want string) {
+	t.Helper()
+	var other []*rpc.Conn
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if other = owner.Conns(); len(other) == 1 && conn.Transport() == want && other[0].Transport() == want {
+			return
+		}
+	}
+	t.Errorf("by %s, and the other side has %d connections; want %s", conn.Transport(), len(other), want)
+}
+
 // Claim: a process listens at all addresses that it was given; who asks takes the one that fits, and both sides know the transport.
 func TestListenAtSeveral(t *testing.T) {
 	for _, c := range []struct {
@@ -106,7 +128,7 @@ func TestListenAtSeveral(t *testing.T) {
 		{WireShm, 1, rpc.TransportShm}, {WireUnix, 1, rpc.TransportUnix}, {WireTCP, 1, rpc.TransportTCP}, {WireShm, 2, rpc.TransportTCP},
 	} {
 		t.Run(string(c.wire)+" "+c.want, func(t *testing.T) {
-			asker, owner, l := pair(t, c.wire, "unix:"+filepath.Join(t.TempDir(), "s"), "tcp:127.0.0.1:0")
+			asker, owner, l := pair(t, c.wire, nil, "unix:"+filepath.Join(t.TempDir(), "s"), "tcp:127.0.0.1:0")
 			if a := l.Addrs(); len(a) != 2 || a[1] == "tcp:127.0.0.1:0" {
 				t.Fatalf("addresses %q", a)
 			}
@@ -117,20 +139,17 @@ func TestListenAtSeveral(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			other := owner.Conns()
-			if len(other) != 1 || len(asker.Conns()) != 1 || asker.Conns()[0] != conn {
-				t.Fatalf("%d and %d connections", len(asker.Conns()), len(other))
+			if mine := asker.Conns(); len(mine) != 1 || mine[0] != conn {
+				t.Fatalf("%d connections", len(mine))
 			}
-			if conn.Transport() != c.want || other[0].Transport() != c.want {
-				t.Errorf("by %s and %s, want %s", conn.Transport(), other[0].Transport(), c.want)
-			}
+			bothBy(t, conn, owner, c.want)
 		})
 	}
 }
 
 // Claim: a unix path that the map names for a process of another server is never dialled, though somebody listens there.
 func TestPathOfAnotherServer(t *testing.T) {
-	asker, owner, l := pair(t, WireShm, "unix:"+filepath.Join(t.TempDir(), "s"))
+	asker, owner, l := pair(t, WireShm, nil, "unix:"+filepath.Join(t.TempDir(), "s"))
 	asker.SetMap(serverMap(1, 2, l.Addrs()...))
 	if _, err := ask(asker); !errors.Is(err, wire.KindUnavailable) {
 		t.Errorf("asked a process of another server: %v", err)
@@ -165,6 +184,40 @@ func TestSameServer(t *testing.T) {
 			t.Errorf("%+v", peer)
 		}
 	}
+}
+
+// Claim: a peer that the map does not name yet, because the map is a moment late, is waited for; then data passes by shared memory, for as
+// long as the connection lives.
+func TestMapIsLate(t *testing.T) {
+	ca, err := identity.NewCA(cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asker, owner, l := pair(t, WireShm, ca, "unix:"+filepath.Join(t.TempDir(), "s"))
+	m := serverMap(2, 1, l.Addrs()...)
+	m.Processes[0].Key, m.Processes[1].Key = asker.c.Identity.Key(), owner.c.Identity.Key()
+	m.Sessions = []wire.SessionInfo{{ID: 1, Proc: 1}}
+	before := serverMap(1, 1, l.Addrs()...)
+	before.Processes = before.Processes[1:] // the asker is not in it
+	owner.SetMap(before)
+	asker.SetMap(m)
+	done := make(chan error, 1)
+	var conn *rpc.Conn
+	go func() {
+		var err error
+		conn, err = ask(asker)
+		done <- err
+	}()
+	select {
+	case <-owner.kick: // it has looked, and asks for a newer map
+	case err := <-done:
+		t.Fatalf("it was not waited for a map: %v", err)
+	}
+	owner.SetMap(m)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	bothBy(t, conn, owner, rpc.TransportShm)
 }
 
 // Claim: when one of several addresses cannot be had nothing listens, and no socket is left.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/rpc"
 )
@@ -32,6 +33,8 @@ type Config struct {
 	TLS bool
 	// Net is the network of "mem:" addresses; nil where none is used.
 	Net *rpc.Mem
+	// Capture is as in rpc.Options.
+	Capture *capture.Tap
 	// Log gets events; nil is slog.Default().
 	Log *slog.Logger
 }
@@ -66,7 +69,7 @@ func New(c Config) *Router {
 func (r *Router) options() rpc.Options {
 	return rpc.Options{
 		Self: r.c.Self, Arena: r.c.Arena, Net: r.c.Net, Log: r.c.Log,
-		Identity: r.c.Identity, Admit: r.Admit, TLS: r.c.TLS, Shm: r.c.Wire.shm() && r.c.Arena != nil, ShmWith: r.SameServer,
+		Identity: r.c.Identity, Admit: r.Admit, TLS: r.c.TLS, Capture: r.c.Capture, Shm: r.c.Wire.shm() && r.c.Arena != nil, ShmWith: r.SameServer,
 		Generation: r.generation, OnGeneration: func(wire.Generation) { r.refresh() },
 	}
 }

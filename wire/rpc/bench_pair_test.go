@@ -50,7 +50,7 @@ func TestPairServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &pairServer{data: map[uint32]wire.Data{}}
-	buf, err := arena.Alloc(context.Background(), 128<<10)
+	buf, err := arena.Alloc(context.Background(), 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,6 +61,7 @@ func TestPairServer(t *testing.T) {
 	if strings.HasPrefix(addr, schemeTCP+":") {
 		o.Identity, o.TLS = pairIdentity(t, "server"), os.Getenv(pairTLS) != ""
 	}
+	mode, o.Shm = strings.CutPrefix(mode, "shm-")
 	if err := s.options(&o, mode); err != nil {
 		t.Fatal(err)
 	}
@@ -275,19 +276,22 @@ var pairLoads = []pairLoad{
 	{name: "read4K", in: 4 << 10},
 	{name: "read16K", in: 16 << 10},
 	{name: "read128K", in: 128 << 10},
+	{name: "read1M", in: 1 << 20},
 	{name: "write4K", out: 4 << 10},
 	{name: "write16K", out: 16 << 10},
 	{name: "write128K", out: 128 << 10},
+	{name: "write1M", out: 1 << 20},
 }
 
-// BenchmarkPair measures the loads against each way of answering.
+// BenchmarkPair measures the loads against each way of answering, and with data by reference. Nobody looks at the data: what is measured
+// is handing it over.
 func BenchmarkPair(b *testing.B) {
-	for _, mode := range []string{"handler", "within", "later"} {
+	for _, mode := range []string{"handler", "within", "later", "shm-handler", "shm-within"} {
 		for _, load := range pairLoads {
 			for _, depth := range []int{1, 32} {
 				b.Run(fmt.Sprintf("%s/%s/depth%d", load.name, mode, depth), func(b *testing.B) {
 					addr := startPair(b, mode, "unix:"+b.TempDir()+"/s")
-					benchPair(b, addr, Options{}, load, depth)
+					benchPair(b, addr, Options{Shm: strings.HasPrefix(mode, "shm-")}, load, depth)
 				})
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 )
 
 // errDone says that the connection has ended; callers turn it into KindConnLost with the reason.
@@ -31,8 +32,10 @@ type Conn struct {
 	peer    Self
 	peerKey wire.ProcKey
 	version uint16 // of the protocol
+	tap     *capture.Conn
 	own     *hello
 	log     *slog.Logger
+	shm     *shm // nil: data goes through the stream
 
 	done     chan struct{} // closed when the connection has ended
 	finished chan struct{} // closed after OnClose
@@ -74,7 +77,15 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 		c.o.MaxHandlers = defaultMaxHandlers
 	}
 	c.w.onDrain = c.startQueued
+	if o.Capture != nil {
+		c.tap = o.Capture.Conn(&capture.ConnInfo{Own: own.encode(), Peer: peer.encode(), Version: version, Name: s.name()})
+		c.w.tap = c.tap
+	}
 	var wg sync.WaitGroup
+	if k := socketOf(s); k != nil && k.ch != nil {
+		c.shm = newShm(c, k.ch)
+		wg.Go(func() { c.fail(c.shm.run()) })
+	}
 	wg.Go(func() { c.fail(c.read()) })
 	wg.Go(func() {
 		if err := c.w.run(c.done); err != nil {
@@ -124,6 +135,9 @@ func (c *Conn) fail(err error) {
 	c.mu.Unlock()
 	close(c.done)
 	_ = c.s.close()
+	if c.shm != nil {
+		c.shm.ch.close()
+	}
 	c.cancel()
 	c.w.stop()
 	for _, p := range calls {
@@ -140,6 +154,9 @@ func (c *Conn) lost() error {
 func (c *Conn) finish(wg *sync.WaitGroup) {
 	wg.Wait()
 	c.stopServing()
+	if c.shm != nil {
+		c.shm.close()
+	}
 	err := c.Err()
 	if k := wire.KindOf(err); k != wire.KindConnLost && k != wire.KindShutdown {
 		c.log.Warn("peer dropped", "peer", c.s.name(), "role", c.peer.Role.String(), "proc", uint32(c.peer.Proc), "err", err)

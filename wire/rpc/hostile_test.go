@@ -42,6 +42,7 @@ func (w *world) bare() stream {
 func (w *world) raw() stream {
 	s := w.bare()
 	o := w.client
+	o.Shm = false
 	if _, _, _, err := greet(context.Background(), s, &o, true, nil); err != nil {
 		w.t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 	"github.com/crakefs/crake/wire/identity"
 )
 
@@ -73,6 +74,8 @@ type Options struct {
 	// ShmWith says whether data may pass by reference to and from this peer, which must be a process of the same server that is trusted;
 	// nil is any. It is asked once, after the handshake.
 	ShmWith func(peer Self) bool
+	// Capture is where people can look at the frames; nil: nowhere.
+	Capture *capture.Tap
 	// Log gets events (a peer dropped, a handshake refused); nil is slog.Default().
 	Log *slog.Logger
 }

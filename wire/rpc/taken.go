@@ -39,7 +39,7 @@ func (r *Request) Answer(resp wire.Message, data wire.Data, err error) {
 		panic("rpc: Answer to a request that was answered before or not taken by Start")
 	}
 	c := s.req.Conn
-	f := c.encodeAnswer(&s.req.Header, resp, data, err)
+	f := c.encodeAnswer(s, resp, data, err)
 	reusable := s.ctx.retire()
 	s.free()
 	// Off the books before the answer leaves: the peer may ask again as soon as it has it.

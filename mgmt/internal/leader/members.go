@@ -108,7 +108,7 @@ func (c *Core) Heartbeat(now Millis, r *wire.HeartbeatReq) error {
 	l.Heard, l.Spoken, l.Gen, l.RSS, l.Note = now, true, r.Generation, r.RSSBytes, r.Note
 	l.Ready = r.Ready
 	l.Drives = r.Drives
-	l.Links, l.Arena, l.InArena = r.Links, r.ArenaBytes, r.ArenaUsed
+	l.Links, l.Arena = r.Links, r.Arena
 	c.noteBuckets(p, l, r.Buckets)
 	if p.State == wire.ProcJoining && r.Ready {
 		p.State, c.dirty = wire.ProcUp, true

@@ -97,6 +97,9 @@ func printOneProcess(w io.Writer, format string, p *api.Process) error {
 	}
 	line("memory", "%s", size.Format(int64(p.RSSBytes)))
 	line("arena", "%s", orDash(arenaText(*p)))
+	if p.ArenaLentBytes+p.ArenaQuarantinedBytes > 0 {
+		line("lent", "%s, and %s in quarantine", size.Format(int64(p.ArenaLentBytes)), size.Format(int64(p.ArenaQuarantinedBytes)))
+	}
 	line("listens at", "%s", orDash(strings.Join(p.Addrs, ", ")))
 	line("log", "%s", p.Log)
 	line("transport", "%s", orDash(transportText(p.Links)))
