@@ -16,9 +16,11 @@ import (
 	"github.com/crakefs/crake/compute/internal/session"
 	"github.com/crakefs/crake/compute/internal/store"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // process is all of one run.
@@ -27,6 +29,7 @@ type process struct {
 	log    *slog.Logger
 	arena  *wire.Arena
 	router *route.Router
+	spin   *spin.Spinner // nil: the core is not ours alone
 	store  *store.Store
 	owner  *own.Owner
 	sess   *session.Tracker
@@ -35,7 +38,7 @@ type process struct {
 	cache  *pebble.Cache
 	files  *pebble.FileCache
 
-	listener *rpc.Listener
+	listener *route.Listener
 	stopping atomic.Bool
 	member   *member.Member
 	leaser   leaser // of the goroutine that sends heartbeats
@@ -65,9 +68,15 @@ func newProcess(cfg Config) (*process, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
+	id, err := identity.LoadIf(cfg.Identity)
+	if err != nil {
+		return nil, err
+	}
 	p := &process{cfg: cfg, log: cfg.Log, lease: own.NewLease(own.BootClock)}
 	p.leaser.p = p
-	var err error
+	if cfg.DedicatedCore {
+		p.spin = spin.New()
+	}
 	if p.arena, err = wire.NewArena(int(cfg.Arena)); err != nil {
 		return nil, fmt.Errorf("arena of %d bytes: %w", cfg.Arena, err)
 	}
@@ -76,7 +85,8 @@ func newProcess(cfg Config) (*process, error) {
 	p.files = pebble.NewFileCache(1, fileCacheFiles)
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: cfg.Proc, Version: cfg.Version}
 	p.router = route.New(route.Config{
-		Self: self, Mgmt: cfg.Mgmt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
+		Self: self, Mgmt: cfg.Mgmt, Wire: cfg.Wire, Identity: id, TLS: cfg.Encrypt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
+		Spin: p.spin, Capture: cfg.Capture,
 	})
 	p.member = p.newMember(self)
 	p.store = store.New(store.Config{
@@ -93,11 +103,7 @@ func newProcess(cfg Config) (*process, error) {
 	p.server = server.New(server.Config{
 		Owner: p.owner, Sessions: p.sess, Lease: p.lease, Router: p.router, Log: cfg.Log,
 	})
-	p.listener, err = rpc.Listen(cfg.Listen, rpc.Options{
-		Self: self, Arena: p.arena, Handler: p.handle, MaxHandlers: server.MaxHandlers, Net: cfg.Net, Log: cfg.Log,
-		Generation: p.generation,
-	})
-	if err != nil {
+	if p.listener, err = p.router.Listen(cfg.Listen, rpc.Options{Handler: p.handle, MaxHandlers: server.MaxHandlers}); err != nil {
 		p.free()
 		return nil, err
 	}
@@ -119,12 +125,19 @@ func (p *process) run(ctx context.Context) error {
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var wg sync.WaitGroup
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	wg.Go(func() {
 		if err := p.listener.Serve(inner); err != nil && inner.Err() == nil {
 			failed <- err
 		}
 	})
+	if p.spin != nil {
+		wg.Go(func() {
+			if err := p.spin.Run(inner); err != nil {
+				failed <- err
+			}
+		})
+	}
 	err := p.register(ctx)
 	if err == nil {
 		wg.Go(func() { _ = p.router.Run(inner) }) // these four always give nil
@@ -170,13 +183,6 @@ func (p *process) handle(ctx context.Context, req *rpc.Request) (wire.Message, w
 func (p *process) onMap(m *wire.ClusterMap) {
 	p.sess.Mark(m)
 	p.owner.SetMap(m)
-}
-
-func (p *process) generation() wire.Generation {
-	if m := p.router.Map(); m != nil {
-		return m.Generation
-	}
-	return 0
 }
 
 // peer reaches sessions and mgmt for lease managers.

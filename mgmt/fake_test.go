@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
@@ -56,6 +57,7 @@ func flagOf(name string) string {
 type fake struct {
 	self   rpc.Self
 	role   string
+	id     *identity.Identity
 	router *route.Router
 	mu     sync.Mutex
 	held   []wire.BucketReport
@@ -76,17 +78,21 @@ func runFake(ctx context.Context, role string) error {
 		}
 		f.self.Cluster[i] = byte(b)
 	}
+	if f.id, err = identity.Load(flagOf("--identity")); err != nil {
+		return err
+	}
 	if strings.Contains(flagOf("--mount"), "cursed") {
 		return fmt.Errorf("mount point %s is cursed", flagOf("--mount"))
 	}
 	if role == "drive" {
+		f.openSlowly(ctx)
 		if err := f.cannotOpen(); err != nil {
 			return err
 		}
 	}
-	f.router = route.New(route.Config{Self: f.self, Mgmt: flagOf("--mgmt"), OnMap: f.onMap})
+	f.router = route.New(route.Config{Self: f.self, Mgmt: flagOf("--mgmt"), OnMap: f.onMap, Identity: f.id})
 	defer f.router.Close()
-	l, err := rpc.Listen(flagOf("--listen"), rpc.Options{Self: f.self, Handler: f.handle})
+	l, err := f.router.Listen([]string{flagOf("--listen")}, rpc.Options{Handler: f.handle})
 	if err != nil {
 		return err
 	}
@@ -98,7 +104,7 @@ func runFake(ctx context.Context, role string) error {
 	go func() { _ = f.router.Run(ctx) }()
 	var reg wire.RegisterResp
 	for {
-		req := &wire.RegisterReq{Proc: f.self.Proc, Role: f.self.Role, PID: uint32(os.Getpid()), Name: flagOf("--name"), Version: "test", Addrs: []string{l.Addr()}}
+		req := &wire.RegisterReq{Proc: f.self.Proc, Role: f.self.Role, PID: uint32(os.Getpid()), Name: flagOf("--name"), Version: "test", Addrs: l.Addrs()}
 		if err = f.router.Mgmt(ctx, &rpc.Call{Method: wire.MRegister, Req: req, Resp: &reg}); err == nil {
 			break
 		}
@@ -136,6 +142,9 @@ func (f *fake) beat(ctx context.Context, hup <-chan os.Signal, reg *wire.Registe
 		if f.role == "drive" {
 			hb.Drives = f.says()
 		}
+		// A process of the map, and one that is not in it.
+		hb.Links = []wire.LinkStat{{Peer: 7, Role: wire.RoleCompute, Conns: 2, Transport: "shm", SentByRef: 5}, {Peer: 77, Role: wire.RoleDrive, Transport: "tcp"}}
+		hb.Arena = wire.ArenaReport{Bytes: 1 << 20, Used: 1 << 12, Lent: 3, Quarantined: 2}
 		f.mu.Unlock()
 		if err := f.router.Mgmt(ctx, &rpc.Call{Method: wire.MHeartbeat, Req: hb, Resp: &wire.HeartbeatResp{}}); wire.KindOf(err) == wire.KindStaleSession {
 			return err
@@ -145,6 +154,16 @@ func (f *fake) beat(ctx context.Context, hup <-chan os.Signal, reg *wire.Registe
 
 // driveFile is where a test tells a fake drive what to do.
 func driveFile(device, what string) string { return device + "." + what }
+
+// openSlowly waits as a drive does whose device hangs, if the test wants that, until it does not any more.
+func (f *fake) openSlowly(ctx context.Context) {
+	for ctx.Err() == nil {
+		if _, err := os.Stat(driveFile(flagOf("--device"), "hangs")); err != nil {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
 
 // cannotOpen does what a drive does that cannot open its device, if the test wants that.
 func (f *fake) cannotOpen() error {
@@ -156,7 +175,7 @@ func (f *fake) cannotOpen() error {
 	if err != nil {
 		return err
 	}
-	conn, err := rpc.Dial(context.Background(), flagOf("--mgmt"), rpc.Options{Self: f.self})
+	conn, err := rpc.Dial(context.Background(), flagOf("--mgmt"), rpc.Options{Self: f.self, Identity: f.id})
 	if err != nil {
 		return err
 	}

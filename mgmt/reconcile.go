@@ -14,6 +14,7 @@ import (
 	"github.com/crakefs/crake/mgmt/internal/leader"
 	"github.com/crakefs/crake/mgmt/internal/supervise"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -29,6 +30,7 @@ func (w *worker) reconcileLoop(ctx context.Context) error {
 		if err := w.reconcile(ctx); err != nil && ctx.Err() == nil {
 			w.log.Error("cannot start what is wanted", "err", err)
 		}
+		w.noteOpenings()
 		select {
 		case <-w.kick:
 		case <-tick.C:
@@ -71,12 +73,15 @@ func (w *worker) reconcile(ctx context.Context) error {
 	var specs, failed []supervise.Spec
 	var leaving []string
 	w.d.Look(func(_ leader.Millis, c *leader.Core) {
-		pin := 0
+		pin, dedicated := 0, w.coresAreDedicated(c.State())
 		for _, id := range c.State().ProcIDs() {
 			p := c.State().Procs[id]
 			spec := w.spec(c.State(), p, pin)
 			if p.Role != wire.RoleFrontend {
 				pin++
+				if dedicated {
+					spec.Args = append(spec.Args, "--dedicated-core")
+				}
 			}
 			switch {
 			case !p.Wanted && p.Role == wire.RoleCompute && !ownsAny(c.State(), id):
@@ -108,6 +113,19 @@ func (w *worker) reconcile(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// coresAreDedicated says that each pinned process has a core to itself, and may spin there: they are fewer than the cores, so that what is
+// not pinned (mgmt, the mounts, all else on the machine) has a place too. A process that was told so and gets company later
+// notices by itself; see wire/spin.
+func (w *worker) coresAreDedicated(s *leader.State) bool {
+	n := 0
+	for _, p := range s.Procs {
+		if p.Role != wire.RoleFrontend {
+			n++
+		}
+	}
+	return n < len(w.cores)
+}
+
 func ownsAny(s *leader.State, id wire.ProcID) bool {
 	for i := range s.Buckets {
 		if s.Buckets[i].Owner == id || s.Buckets[i].From == id {
@@ -136,13 +154,17 @@ func (w *worker) spec(s *leader.State, p *leader.Proc, n int) supervise.Spec {
 	args := []string{
 		p.Role.String(), "--name", p.Name, "--proc", strconv.FormatUint(uint64(p.ID), 10), "--cluster", w.clusterHex(),
 		"--mgmt", api.MgmtAddr(w.c.Dir), "--listen", api.ProcAddr(w.c.Dir, p.Name),
+		"--identity", api.IdentityPath(w.c.Dir, p.Name),
 	}
+	args = append(args, w.wireArgs()...)
 	size := func(flag string, bytes int64) {
 		if bytes > 0 {
 			args = append(args, flag, strconv.FormatInt(bytes, 10))
 		}
 	}
-	spec := supervise.Spec{Name: p.Name, Binary: w.file.BinaryOf(p.Role, p.Name), Cores: []int{w.cores[n%len(w.cores)]}}
+	name, role, id := p.Name, p.Role, p.ID
+	issue := func() error { return w.issue(name, role, id) }
+	spec := supervise.Spec{Name: p.Name, Before: issue, Binary: w.file.BinaryOf(p.Role, p.Name), Cores: []int{w.cores[n%len(w.cores)]}}
 	switch p.Role {
 	case wire.RoleDrive:
 		path := ""
@@ -167,10 +189,26 @@ func (w *worker) spec(s *leader.State, p *leader.Proc, n int) supervise.Spec {
 			spec.Cores = w.cores
 		}
 		mount := p.Mount
-		spec.Before = func() error { return detachDead(mount) }
+		spec.Before = func() error { return errors.Join(issue(), detachDead(mount)) }
 	}
 	spec.Args = args
 	return spec
+}
+
+// wireArgs says how the processes speak with each other. Who shall speak by TCP on one server does it by the loopback address, at a
+// port that the kernel picks and registration tells.
+func (w *worker) wireArgs() []string {
+	var args []string
+	if w.file.Wire != "" {
+		args = append(args, "--wire", string(w.file.Wire))
+	}
+	if w.file.Wire == route.WireTCP {
+		args = append(args, "--listen", "tcp:127.0.0.1:0")
+	}
+	if w.file.WireEncryption {
+		args = append(args, "--wire-encryption")
+	}
+	return args
 }
 
 // detachDead takes away what a frontend that died has left at its mount point: a mount that answers "not connected".

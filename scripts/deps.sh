@@ -11,6 +11,8 @@ need git git
 need sqlite3 sqlite3
 need gcc gcc        # the race detector links with cgo
 need diff diffutils
+need python3 python3-minimal  # the client in another language
+need openssl openssl         # its signatures
 
 if [ "$(uname -s)" = Linux ] && command -v gcc >/dev/null 2>&1 && [ ! -e /usr/include/stdlib.h ]; then
   missing+=(libc6-dev)

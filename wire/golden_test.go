@@ -35,7 +35,7 @@ func (f goldenFile) path() string {
 }
 
 // read gives the lines by name.
-func (f goldenFile) read(t *testing.T) map[string]string {
+func (f goldenFile) read(t testing.TB) map[string]string {
 	t.Helper()
 	text, err := os.ReadFile(f.path())
 	if err != nil && !updateGoldens {

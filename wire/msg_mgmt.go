@@ -8,12 +8,12 @@ package wire
 type RegisterReq struct {
 	Proc    ProcID
 	Role    Role
-	PID     uint32
-	Name    string
-	Version string
-	Addrs   []string
+	PID     uint32   // on its server; not 0
+	Name    string   // of the slot; it must be that of Proc
+	Version string   // of the software
+	Addrs   []string // where it listens, as in ProcInfo
 	Drives  []DriveInfo
-	Cores   []uint32
+	Cores   []uint32 // as in ProcInfo
 }
 
 // RegisterResp gives the run its incarnation, a frontend its session, and the map.
@@ -49,7 +49,7 @@ type BucketReport struct {
 	Bucket BucketID
 	Epoch  Epoch
 	State  BucketState
-	Error  string
+	Error  string // why it is BucketFailed; else empty
 
 	Next
 }
@@ -65,13 +65,49 @@ type HeartbeatReq struct {
 	Incarnation Incarnation
 	Session     SessionID
 	Generation  Generation
-	RSSBytes    uint64
-	Ready       bool // frontend: it is mounted; drive and compute: it serves
-	Note        string
+	RSSBytes    uint64 // memory of the process
+	Ready       bool   // frontend: it is mounted; drive and compute: it serves
+	Note        string // for people, such as why it is not ready
 	Buckets     []BucketReport
 	Drives      []DriveStatResp
 
+	Arena ArenaReport
+	Links []LinkStat // at most MaxPeerLinks; see there
+
 	Next
+}
+
+// ArenaReport tells what the memory of a process for file data is doing, in bytes; see ArenaStats.
+//
+// wire:message
+type ArenaReport struct {
+	Bytes       uint64 // its size
+	Used        uint64 // handed out, what is lent included
+	Lent        uint64 // to other processes
+	Quarantined uint64 // lent to connections that have ended, until nobody can touch it any more
+}
+
+// MaxPeerLinks bounds the links of a heartbeat: 100 bytes each, twice a second. Of a process that has more the rest is summed up, by
+// transport, as links to process 0.
+const MaxPeerLinks = 256
+
+// LinkStat sums up the connections between a process and one of its peers that are up and go by the same transport. Bytes are of data
+// sections, since these connections began.
+//
+// wire:message
+type LinkStat struct {
+	Peer      ProcID
+	Role      Role   // of the peer
+	Conns     uint32 // connections between the two
+	Transport string // "shm", "unix", "tcp", "tcp+tls" or "mem"
+
+	SentInline     uint64 // through the socket
+	SentByRef      uint64 // lent to the peer
+	ReceivedInline uint64 // through the socket
+	ReceivedByRef  uint64 // lent by the peer
+
+	Loans     uint32 // frames whose data the peer has and has not given back
+	LoanBytes uint64 // memory that they hold
 }
 
 // HeartbeatResp renews for LeaseMs from the time the request was sent. A process of another incarnation than the
@@ -111,10 +147,10 @@ const (
 // wire:message
 type EventReq struct {
 	Proc     ProcID
-	Severity uint8
+	Severity uint8  // see Severities
 	Type     string // such as "strip.corrupt"
-	Text     string
-	Time     int64 // nanoseconds since 1970
+	Text     string // for people
+	Time     int64  // nanoseconds since 1970
 }
 
 // EvictReq asks to end a session that does not answer recalls.
@@ -122,7 +158,7 @@ type EventReq struct {
 // wire:message
 type EvictReq struct {
 	Session SessionID
-	Reason  string
+	Reason  string // for people
 }
 
 // GoodbyeReq says that the process stops in an orderly way and holds nothing any more.
@@ -140,7 +176,7 @@ type GoodbyeReq struct {
 // wire:message
 type DriveTroubleReq struct {
 	Proc  ProcID
-	PID   uint32
+	PID   uint32 // of the run that ends
 	Drive DriveID
 	Text  string // why
 }

@@ -32,9 +32,9 @@ const MNextEcho Method = 0x7e01 // NextEcho -> NextEcho
 //
 // wire:message
 type NextEcho struct {
-	From  ProcID
-	Text  string
-	Marks []Next
+	From  ProcID // who asks
+	Text  string // any
+	Marks []Next // any
 }
 
 // GrownRequest gives an empty request of a method, or nil when the next version adds nothing to it.

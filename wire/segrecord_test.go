@@ -77,6 +77,7 @@ func TestSegRecordFlips(t *testing.T) {
 }
 
 func FuzzSegRecord(f *testing.F) {
+	f.Add(goldenSegment())
 	r := rand.New(rand.NewSource(3))
 	for seeds := 0; seeds < 4; {
 		rec, inline := segmentRecords(r)

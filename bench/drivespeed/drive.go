@@ -24,12 +24,14 @@ const benchDrive wire.DriveID = 1
 type server struct {
 	*driveload.Session
 	proc *pinned.Process
+	mgmt *driveload.Mgmt // of a drive; the echo has none
 	addr string
 	log  string // path
 }
 
-// startDrive formats the first half of a device and serves it as mgmt would start it; mgmt itself is not there, which a drive bears.
-func startDrive(ctx context.Context, cfg *config, d *device) (*server, error) {
+// startDrive formats the first half of a device and serves it as mgmt would start it.
+func (r *runner) startDrive(ctx context.Context, d *device) (*server, error) {
+	cfg := r.cfg
 	fctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	format := exec.CommandContext(fctx, cfg.bin, "drive", "format", d.path, "--cluster", benchCluster.String(),
@@ -37,23 +39,34 @@ func startDrive(ctx context.Context, cfg *config, d *device) (*server, error) {
 	if out, err := format.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("crake drive format: %w: %s", err, strings.TrimSpace(string(out)))
 	}
+	mgmt, err := driveload.StartMgmt(d.dir, benchCluster)
+	if err != nil {
+		return nil, err
+	}
 	addr := "unix:" + filepath.Join(d.dir, "drive.sock")
 	cmd := exec.Command(cfg.bin, "drive", "--name", "drive0", "--proc", "2", "--cluster", benchCluster.String(), "--device", d.path,
-		"--drive-id", fmt.Sprint(benchDrive), "--mgmt", "unix:"+filepath.Join(d.dir, "no-mgmt.sock"), "--listen", addr)
-	return startServer(ctx, cfg, cmd, d.dir, driveload.Config{
-		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size,
+		"--drive-id", fmt.Sprint(benchDrive), "--mgmt", mgmt.Addr, "--identity", mgmt.Drive, "--listen", addr,
+		fmt.Sprintf("--dedicated-core=%v", cfg.spin))
+	s, err := startServer(ctx, cfg, cmd, d.dir, driveload.Config{
+		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size, Identity: mgmt.Identity, Spin: r.spin,
 	})
+	if err != nil {
+		return nil, errors.Join(err, mgmt.Close())
+	}
+	s.mgmt = mgmt
+	return s, nil
 }
 
 // startEcho starts this binary as the echo.
-func startEcho(ctx context.Context, cfg *config, dir string) (*server, error) {
+func (r *runner) startEcho(ctx context.Context, dir string) (*server, error) {
+	cfg := r.cfg
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	addr := "unix:" + filepath.Join(dir, "echo.sock")
-	return startServer(ctx, cfg, exec.Command(exe, echoCommand, addr), dir, driveload.Config{
-		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size, Echo: true,
+	return startServer(ctx, cfg, exec.Command(exe, echoCommand, addr, fmt.Sprint(cfg.spin)), dir, driveload.Config{
+		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size, Spin: r.spin, Echo: true,
 	})
 }
 
@@ -107,10 +120,17 @@ func (s *server) explain(err error) error {
 
 // end closes the session and ends the process in order; that must go well.
 func (s *server) end() error {
-	return errors.Join(s.Session.Close(), s.explain(s.proc.End(endPatience)))
+	return errors.Join(s.Session.Close(), s.explain(s.proc.End(endPatience)), s.closeMgmt())
+}
+
+func (s *server) closeMgmt() error {
+	if s.mgmt == nil {
+		return nil
+	}
+	return s.mgmt.Close()
 }
 
 // kill is for after an error: nothing more is expected of the process.
 func (s *server) kill() error {
-	return errors.Join(s.Session.Close(), s.proc.Kill())
+	return errors.Join(s.Session.Close(), s.proc.Kill(), s.closeMgmt())
 }

@@ -56,7 +56,7 @@ func needs() error {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		return fmt.Errorf("these tests need /dev/fuse: %w", err)
 	}
-	for _, p := range []string{"fio", "git", "sqlite3", "go", "diff"} {
+	for _, p := range []string{"fio", "git", "sqlite3", "go", "diff", "python3", "openssl"} {
 		if _, err := exec.LookPath(p); err != nil {
 			return fmt.Errorf("these tests need %s (make deps installs it): %w", p, err)
 		}

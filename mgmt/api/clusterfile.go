@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/route"
 )
 
 // ClusterFileName is the file in a cluster's folder that `crake dev up` writes and mgmt reads.
@@ -62,6 +63,10 @@ type ClusterFile struct {
 	APIListen string `json:"api_listen,omitempty"`
 	// Cores to pin processes to, round robin; empty means every core that mgmt may use.
 	Cores []int `json:"cores,omitempty"`
+	// Wire is how the processes of this server speak with each other; "" means shm.
+	Wire route.Wire `json:"wire,omitempty"`
+	// WireEncryption encrypts what they say by TCP; only with Wire "tcp", since the others do not leave the machine.
+	WireEncryption bool `json:"wire_encryption,omitempty"`
 	// LeaseMs is T in milliseconds; 0 means 5000.
 	LeaseMs int `json:"lease_ms,omitempty"`
 	// DriveArena, ComputeArena and FrontendArena are the buffer memory of a process of that role in bytes; 0 leaves it
@@ -145,6 +150,9 @@ func (f *ClusterFile) Validate() error {
 	if f.LeaseMs != 0 && (f.LeaseMs < MinLeaseMs || f.LeaseMs > MaxLeaseMs) {
 		bad("lease_ms is %d, want %d to %d", f.LeaseMs, MinLeaseMs, MaxLeaseMs)
 	}
+	if err := f.validateWire(); err != nil {
+		errs = append(errs, err)
+	}
 	for _, c := range f.Cores {
 		if c < 0 || c > 4095 {
 			bad("core %d does not exist", c)
@@ -152,6 +160,17 @@ func (f *ClusterFile) Validate() error {
 	}
 	errs = append(errs, f.validateDrives()...)
 	return errors.Join(errs...)
+}
+
+// validateWire says what is wrong with how processes shall speak.
+func (f *ClusterFile) validateWire() error {
+	if err := f.Wire.Validate(); err != nil {
+		return fmt.Errorf("wire is %w", err)
+	}
+	if f.WireEncryption && f.Wire != route.WireTCP {
+		return errors.New("wire_encryption is for wire tcp: unix sockets and shared memory do not leave the machine")
+	}
+	return nil
 }
 
 func (f *ClusterFile) validateDrives() []error {
@@ -258,6 +277,25 @@ func MgmtAddr(dir string) string { return ProcAddr(dir, "mgmt") }
 
 // ProcAddr is the address where the process of that name listens.
 func ProcAddr(dir, name string) string { return "unix:" + filepath.Join(RunDir(dir), name+".sock") }
+
+// CAPath is the file of the cluster's CA: a certificate, and the key by which mgmt issues the identities of processes.
+func CAPath(dir string) string { return filepath.Join(dir, "mgmt", "ca.pem") }
+
+// identitySuffix ends the names of identity files.
+const identitySuffix = ".identity"
+
+// IdentityPath is the file with which the present run of the process of that name proves who it is. It is there from shortly before the
+// process starts until it has ended.
+func IdentityPath(dir, name string) string { return filepath.Join(RunDir(dir), name+identitySuffix) }
+
+// RemoveIdentities removes what a mgmt that died has left of them, when no process of the cluster runs any more.
+func RemoveIdentities(dir string) error {
+	left, err := filepath.Glob(filepath.Join(RunDir(dir), "*"+identitySuffix))
+	for _, path := range left {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
 
 // CheckDir says in one line why dir cannot hold a cluster, or nil: it must be absolute and short enough for the paths of
 // unix sockets in it.

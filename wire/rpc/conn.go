@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 )
 
 // errDone says that the connection has ended; callers turn it into KindConnLost with the reason.
@@ -17,11 +18,13 @@ var errDone = errors.New("connection ended")
 
 // Conn is an authenticated connection to one peer. All methods are safe for concurrent use.
 //
-// Goroutines: one reads (read), one writes what callers could not write at once (writer.run), one looks for stalls (watch); one
-// for each handler. All end when the connection does, which finish waits for.
+// Goroutines: one reads (read), one writes what callers could not write at once (writer.run), one looks for stalls (watch), one takes packets
+// from the descriptor channel, if there is one (shm.run); one for each handler. All end when the connection does, which finish waits for.
 //
 // Lock order: none of mu, serveMu, window.mu and writer.mu is taken while another is held, but that writer.mu and serveMu may be held
-// when Bufs are released, and reqContext.mu is taken under serveMu.
+// when Bufs are released, and reqContext.mu is taken under serveMu. Releasing a Buf that is borrowed takes, one at a time, releases.mu of the
+// connection that it came from, and, if that has ended, lender.mu of those that it was passed on to; borrower.mu is before Loans.mu. All of
+// these are leaves: under none of them is a Buf released, or anything sent but a packet on a channel, which does not wait.
 type Conn struct {
 	// immutable
 	o       Options
@@ -29,10 +32,13 @@ type Conn struct {
 	w       *writer
 	out     *window // what the peer lets us ask
 	peer    Self
+	peerKey wire.ProcKey
 	version uint16 // of the protocol
 	feats   Features
+	tap     *capture.Conn
 	own     *hello
 	log     *slog.Logger
+	shm     *shm // nil: data goes through the stream
 
 	done     chan struct{} // closed when the connection has ended
 	finished chan struct{} // closed after OnClose
@@ -57,13 +63,14 @@ type Conn struct {
 	spareServed spareRing
 
 	rxBytes  atomic.Uint64 // received, for the watch on stalls
+	landed   atomic.Uint64 // data received through the stream
 	midFrame atomic.Bool   // part of a frame is there, and the rest is awaited from the peer
 }
 
 // newConn starts a connection whose hellos were exchanged.
 func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 	c := &Conn{
-		o: o, s: s, w: newWriter(s), peer: peer.self, version: version, feats: agreed(own, peer), own: own, log: o.logger(),
+		o: o, s: s, w: newWriter(s), peer: peer.self, peerKey: peer.key, version: version, feats: agreed(own, peer), own: own, log: o.logger(),
 		out:  newWindow(int(min(peer.windowReqs, wire.MaxInFlight)), int(min(peer.windowData, 1<<40))),
 		done: make(chan struct{}), finished: make(chan struct{}),
 		calls: map[uint64]*pending{}, serving: map[uint64]*served{},
@@ -73,7 +80,15 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 		c.o.MaxHandlers = defaultMaxHandlers
 	}
 	c.w.onDrain = c.startQueued
+	if o.Capture != nil {
+		c.tap = o.Capture.Conn(&capture.ConnInfo{Own: []byte(own.raw), Peer: []byte(peer.raw), Version: version, Name: s.name()})
+		c.w.tap = c.tap
+	}
 	var wg sync.WaitGroup
+	if k := socketOf(s); k != nil && k.ch != nil {
+		c.shm = newShm(c, k.ch)
+		wg.Go(func() { c.fail(c.shm.run()) })
+	}
 	c.startNext(&wg)
 	wg.Go(func() { c.fail(c.read()) })
 	wg.Go(func() {
@@ -88,6 +103,9 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 
 // Peer tells who is at the other end.
 func (c *Conn) Peer() Self { return c.peer }
+
+// PeerKey names the certificate by which the peer proved to be Peer; zero: it has proved nothing.
+func (c *Conn) PeerKey() wire.ProcKey { return c.peerKey }
 
 // Version gives the version of the protocol that both sides picked: what came with a later one must not be used here.
 func (c *Conn) Version() uint16 { return c.version }
@@ -127,6 +145,9 @@ func (c *Conn) fail(err error) {
 	c.mu.Unlock()
 	close(c.done)
 	_ = c.s.close()
+	if c.shm != nil {
+		c.shm.ch.close()
+	}
 	c.cancel()
 	c.w.stop()
 	for _, p := range calls {
@@ -143,6 +164,9 @@ func (c *Conn) lost() error {
 func (c *Conn) finish(wg *sync.WaitGroup) {
 	wg.Wait()
 	c.stopServing()
+	if c.shm != nil {
+		c.shm.close()
+	}
 	err := c.Err()
 	if k := wire.KindOf(err); k != wire.KindConnLost && k != wire.KindShutdown {
 		c.log.Warn("peer dropped", "peer", c.s.name(), "role", c.peer.Role.String(), "proc", uint32(c.peer.Proc), "err", err)

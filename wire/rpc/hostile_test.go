@@ -28,6 +28,9 @@ func frame(h wire.Header, meta, data []byte) []byte {
 func (w *world) bare() stream {
 	o := w.client
 	s, err := dialStream(context.Background(), w.addr, &o)
+	if err == nil && o.TLS {
+		s, err = tlsOver(context.Background(), s, &o, true)
+	}
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -39,7 +42,8 @@ func (w *world) bare() stream {
 func (w *world) raw() stream {
 	s := w.bare()
 	o := w.client
-	if _, _, _, err := shake(s, &o, true, nil); err != nil {
+	o.Shm = false
+	if _, _, _, err := greet(context.Background(), s, &o, true, nil); err != nil {
 		w.t.Fatal(err)
 	}
 	return s
@@ -179,7 +183,7 @@ func TestHostileHandshake(t *testing.T) {
 	eachTransport(t, func(t *testing.T, w *world) {
 		book := w.keepLog()
 		w.serve()
-		hello := ownHello(&w.client).encode()
+		hello := ownHello(nil, &w.client).encode()
 		changed := bytes.Clone(hello)
 		changed[70] ^= 1
 		for name, send := range map[string][]byte{"http": []byte("GET / HTTP/1.1\r\n" + strings.Repeat("x", 200)), "random": randomBytes(500), "changed": changed, "half, then closed": hello[:64]} {
@@ -369,7 +373,11 @@ func hexOf(b []byte) string {
 }
 
 func FuzzHello(f *testing.F) {
-	f.Add(ownHello(&Options{}).encode())
+	f.Add(ownHello(nil, &Options{}).encode())
+	f.Add((&hello{
+		status: wire.KindVersion, self: Self{Cluster: testCluster, Role: wire.RoleCompute, Proc: 3, Version: "1.2.3-rc1"}, lowest: 2, highest: 9,
+		windowReqs: 1, windowData: 1 << 63, features: 1<<64 - 1, nonce: [16]byte{1},
+	}).encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) == helloBytes { // let the fuzzer past the checksum
 			copy(b, helloMagic)
@@ -382,7 +390,7 @@ func FuzzHello(f *testing.F) {
 			}
 			return
 		}
-		own := ownHello(&Options{Self: Self{Cluster: testCluster}})
+		own := ownHello(nil, &Options{Self: Self{Cluster: testCluster}})
 		if v, err := judge(own, &h, true, false); err == nil && (v < wire.LowestVersion || v > wire.HighestVersion) {
 			t.Error("version", v)
 		}
@@ -436,7 +444,10 @@ func fixSums(b []byte) []byte {
 	for p := b; len(p) >= wire.HeaderBytes; {
 		binary.LittleEndian.PutUint32(p, wire.HeaderMagic)
 		h, err := wire.DecodeHeader(p)
-		n := wire.HeaderBytes + int(h.MetaBytes) + int(h.DataBytes)
+		n := wire.HeaderBytes + int(h.MetaBytes)
+		if h.Flags&wire.FlagReferences == 0 {
+			n += int(h.DataBytes)
+		}
 		if err != nil || n > len(p) {
 			break
 		}

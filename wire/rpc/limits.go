@@ -34,6 +34,21 @@ const (
 	maxHandshakes = 128
 	// handshakeTimeout ends a connection whose peer does not say who it is.
 	handshakeTimeout = 5 * time.Second
+	// maxProofBytes bounds a proof: a certificate has some 500 bytes (at most identity.MaxCertBytes), a signature 64.
+	maxProofBytes = 4 << 10
+	// maxProofText bounds what a refusal says.
+	maxProofText = 1 << 10
+	// admitTimeout bounds what Options.Admit may wait, typically for a newer map; within handshakeTimeout and defaultDialTimeout of the peer.
+	admitTimeout = 2 * time.Second
+	// tlsWriteBytes bounds what is encrypted before it is written: enough that a system call costs little beside the encryption of it.
+	tlsWriteBytes = 128 << 10
+	// tlsHeldBytes bounds what waits encrypted: that, the heads and tags of its records (22 bytes each), and the few that package tls
+	// writes of its own; past it the connection ends.
+	tlsHeldBytes = tlsWriteBytes + 16<<10
+	// tlsRecordBytes is the most that a record of TLS carries.
+	tlsRecordBytes = 16 << 10
+	// tlsReadBytes is what is read at once: four records.
+	tlsReadBytes = 4 * (tlsRecordBytes + 22)
 	// defaultDialTimeout bounds a dial where Options.DialTimeout is zero.
 	defaultDialTimeout = 3 * time.Second
 	// defaultDeadline is the deadline of a call whose ctx has none.
@@ -75,6 +90,21 @@ const (
 	landingWait = time.Second
 	// directRounds bounds the batches that a calling goroutine writes for others before the writer takes over.
 	directRounds = 4
+	// maxArenas bounds the arenas of one peer, its own and those that it passes on, that are mapped on one connection: two descriptors
+	// each. Of more, data comes through the socket.
+	maxArenas = 64
+	// maxMappedBytes bounds the memory that is mapped of one peer: with maxConns of them half of the address space is left.
+	maxMappedBytes = 64 << 30
+	// maxReferences bounds the references of one frame: 8 MiB in runs of 16 KiB. Data in more parts goes through the socket.
+	maxReferences = 512
+	// lendShare is the part of an arena that may be lent to one peer: one in so many. What goes beyond goes through the socket.
+	lendShare = 4
+	// releaseCount, releaseBytes and releaseDelay bound what the releases that wait for a frame to ride with keep from the lender.
+	releaseCount = 64
+	releaseBytes = 256 << 10
+	releaseDelay = 2 * time.Millisecond
+	// maxReleases bounds the releases of one frame, which must fit into the read buffer of the peer.
+	maxReleases = 4096
 	// memPipeBytes bounds what is under way in one direction of a "mem" connection.
 	memPipeBytes = 1 << 20
 )

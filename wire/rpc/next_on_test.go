@@ -45,7 +45,7 @@ func TestNextField(t *testing.T) {
 			}
 			w.serve()
 			s := w.bare()
-			h := ownHello(&w.client)
+			h := ownHello(nil, &w.client)
 			h.highest = tt.highest
 			meta := (&wire.AppendReq{Next: tt.field}).Append(nil)
 			ask := frame(wire.Header{Kind: wire.FrameRequest, Method: wire.MDriveAppend, ID: 1}, meta, nil)

@@ -81,6 +81,7 @@ func (rd *reader) readv() (int, error) {
 	got, err := rd.c.s.readv(rd.vec)
 	clear(rd.vec)
 	rd.now = time.Time{}
+	rd.c.o.Spin.Note()
 	return got, err
 }
 
@@ -184,6 +185,7 @@ func (rd *reader) frame() error {
 		return err
 	}
 	rd.r += total
+	rd.c.tap.Frame(false, b)
 	rd.c.sawGeneration(h.Generation)
 	switch h.Kind {
 	case wire.FrameResponse:
@@ -191,6 +193,10 @@ func (rd *reader) frame() error {
 	case wire.FrameCancel:
 		rd.c.cancelled(h.ID)
 	case wire.FrameCredit: // reserved: the windows of version 1 are fixed
+	case wire.FrameRelease:
+		if err := rd.c.released(b[wire.HeaderBytes:]); err != nil {
+			return err
+		}
 	}
 	if h.DataBytes != 0 {
 		return wire.Errorf("rpc.read", wire.KindBadFrame, rd.c.s.name(), "data in a frame of kind %d", h.Kind)
@@ -209,9 +215,23 @@ func (rd *reader) response(h *wire.Header, meta []byte) error {
 		return errDone
 	}
 	c.out.release(p.bytes)
-	if h.DataBytes == 0 {
+	if err := rd.requestReturned(h); err != nil {
+		p.finish(c.lostBecause(err))
+		return err
+	}
+	if h.DataBytes == 0 && !c.byReference(h) {
 		rd.far = readBufferBytes
 		p.deliver(h, meta, nil, nil)
+		return nil
+	}
+	if c.byReference(h) {
+		rd.far = readBufferBytes
+		meta, loan, err := c.shm.borrow.take(h, meta)
+		if err != nil {
+			p.finish(c.lostBecause(err))
+			return err
+		}
+		p.deliver(h, meta, loan.Data(), nil)
 		return nil
 	}
 	if p.state.Load() == callAbandoned {
@@ -225,8 +245,23 @@ func (rd *reader) response(h *wire.Header, meta []byte) error {
 		p.finish(c.lostBecause(err))
 		return err
 	}
+	c.tap.Data(false, data)
 	p.deliver(h, keep.b, data, lack)
 	return nil
+}
+
+// byReference says that a frame's data is not on the stream. A flag that was not agreed upon means nothing.
+func (c *Conn) byReference(h *wire.Header) bool {
+	return c.shm != nil && h.Flags&wire.FlagReferences != 0
+}
+
+// requestReturned ends the loan of a request's data if the response to it gives it back.
+func (rd *reader) requestReturned(h *wire.Header) error {
+	c := rd.c
+	if c.shm == nil || h.Flags&wire.FlagDataReturned == 0 || c.shm.lend.returned(requestLoan(h.ID)) {
+		return nil
+	}
+	return wire.Errorf("rpc.read", wire.KindBadFrame, c.s.name(), "the answer to request %d gives data back that is not lent", h.ID)
 }
 
 // land reads a data section. lack tells why there was no room for it (it is thrown away then); err ends the connection.
@@ -241,6 +276,7 @@ func (rd *reader) land(n int, use wire.Use) (data wire.Data, lack, err error) {
 	for _, s := range data {
 		rd.parts = append(rd.parts, s.B)
 	}
+	rd.c.landed.Add(uint64(n))
 	if err := rd.fullParts(); err != nil {
 		data.Release()
 		return nil, nil, err
@@ -288,13 +324,22 @@ func (rd *reader) request(h wire.Header) error {
 		return rd.refuse(r, lack)
 	}
 	rd.c.sawGeneration(h.Generation)
-	if h.DataBytes == 0 {
+	if h.DataBytes == 0 && !rd.c.byReference(&h) {
 		rd.far = readBufferBytes
 		return rd.offer(r)
 	}
 	if err := rd.c.checkWindow(int(h.DataBytes)); err != nil {
 		r.free()
 		return err
+	}
+	if rd.c.byReference(&h) {
+		rd.far = readBufferBytes
+		if r.req.Meta, r.loan, err = rd.c.shm.borrow.take(&h, r.req.Meta); err != nil {
+			r.free()
+			return err
+		}
+		r.req.Data = r.loan.Data()
+		return rd.offer(r)
 	}
 	data, lack, err := rd.land(int(h.DataBytes), wire.UseRequest)
 	if err != nil {
@@ -305,13 +350,14 @@ func (rd *reader) request(h wire.Header) error {
 		r.free()
 		return rd.refuse(r, lack)
 	}
+	rd.c.tap.Data(false, data)
 	r.req.Data = data
 	return rd.offer(r)
 }
 
 // refuse answers a request for which there was no room; it had no effect.
 func (rd *reader) refuse(r *served, lack error) error {
-	rd.c.w.send(rd.c.encodeAnswer(&r.req.Header, nil, nil, lack), false)
+	rd.c.w.send(rd.c.encodeAnswer(r, nil, nil, lack), false)
 	return nil
 }
 
@@ -327,11 +373,15 @@ func (rd *reader) requestMeta(r *served) (lack, err error) {
 			return nil, err
 		}
 		r.req.Meta = b[wire.HeaderBytes:]
-		return nil, wire.CheckHeader(b, r.req.Meta)
+		return nil, rd.sound(b[:wire.HeaderBytes], r.req.Meta)
 	}
 	buf, lack := rd.bigMeta(int(h.MetaBytes), wire.UseRequest)
 	if lack != nil {
-		return lack, rd.discard(total + int(h.DataBytes))
+		n := int(h.DataBytes)
+		if r.gave = rd.c.byReference(h); r.gave {
+			n = 0
+		}
+		return lack, rd.discard(total + n)
 	}
 	r.big, r.req.Meta = buf, buf.Bytes()
 	return nil, rd.checked(r.req.Meta)
@@ -344,7 +394,16 @@ func (rd *reader) checked(meta []byte) error {
 	if err := rd.fullParts(); err != nil {
 		return err
 	}
-	return wire.CheckHeader(head, meta)
+	return rd.sound(head, meta)
+}
+
+// sound verifies a header and its meta section, and shows them to who looks.
+func (rd *reader) sound(head, meta []byte) error {
+	if err := wire.CheckHeader(head, meta); err != nil {
+		return err
+	}
+	rd.c.tap.Frame(false, head, meta)
+	return nil
 }
 
 // bigMeta gives memory for a long meta section, without the header: the longest that may be is the longest run of the arena. Errors as
@@ -398,9 +457,17 @@ func (rd *reader) bigResponse(h wire.Header) error {
 
 // failResponse ends the call of a response that was thrown away, and throws its data away too.
 func (rd *reader) failResponse(h *wire.Header, lack error) error {
+	err := rd.requestReturned(h)
 	if p, ok := rd.c.answered(h.ID); ok && p != nil {
 		rd.c.out.release(p.bytes)
 		p.finish(lack)
+	}
+	if err != nil {
+		return err
+	}
+	if rd.c.byReference(h) {
+		rd.c.shm.back.add(responseLoan(h.ID), int(h.DataBytes))
+		return nil
 	}
 	return rd.discard(int(h.DataBytes))
 }

@@ -46,6 +46,12 @@ func sockOf(nc net.Conn) (*sockStream, error) {
 	return s, err
 }
 
+// unix says that it is a unix socket.
+func (s *sockStream) unix() bool {
+	_, ok := s.nc.(*net.UnixConn)
+	return ok
+}
+
 // maxSockPath is the longest path of a unix socket (sun_path less its final zero).
 const maxSockPath = 107
 

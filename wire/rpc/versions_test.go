@@ -60,7 +60,7 @@ func TestFeaturesAgreed(t *testing.T) {
 		{FeatureShm | FeatureProof, ^Features(0), FeatureShm | FeatureProof},
 		{FeatureShm | unknown, FeatureShm | unknown, FeatureShm},
 	} {
-		if got := agreed(&hello{features: uint64(tt.own)}, &hello{features: uint64(tt.peer)}); got != tt.want {
+		if got := agreed(&hello{features: tt.own}, &hello{features: tt.peer}); got != tt.want {
 			t.Errorf("%#x and %#x: %#x, want %#x", tt.own, tt.peer, got, tt.want)
 		}
 	}
@@ -78,22 +78,32 @@ func TestNewerPeer(t *testing.T) {
 			return nil, r.Data, nil
 		}
 		w.serve()
-		s := w.bare()
-		h := ownHello(&w.client)
+		s, o := w.bare(), w.client
+		o.Shm = false // there is no channel here
+		h := ownHello(s, &o)
 		h.highest += 7
-		h.features = ^uint64(knownFeatures)
-		if err := writeFull(s, append(h.encode(), requests(1, 1, nil)...)); err != nil {
+		h.features |= ^knownFeatures
+		h.raw = string(h.encode())
+		if err := writeFull(s, []byte(h.raw)); err != nil {
 			t.Fatal(err)
 		}
 		b := make([]byte, helloBytes)
 		if err := readFull(s, b); err != nil {
 			t.Fatal(err)
 		}
-		if peer, err := decodeHello(b); err != nil || peer.status != wire.KindNone {
+		peer, err := decodeHello(b)
+		if err != nil || peer.status != wire.KindNone {
 			t.Fatalf("%+v %v", peer, err)
 		}
+		peer.raw = string(b)
+		if err := prove(t.Context(), s, &o, h, &peer, true); err != nil {
+			t.Fatal(err)
+		}
+		if err := writeFull(s, requests(1, 1, nil)); err != nil {
+			t.Fatal(err)
+		}
 		answers(t, s, 1, nil)
-		if c := <-conns; c.Version() != wire.HighestVersion || c.Features() != 0 {
+		if c := <-conns; c.Version() != wire.HighestVersion || c.Features() != o.offered(s) {
 			t.Errorf("version %d, features %#x", c.Version(), c.Features())
 		}
 	})

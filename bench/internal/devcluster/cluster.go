@@ -30,12 +30,13 @@ const (
 
 // Options say what cluster is wanted; zero values mean the defaults.
 type Options struct {
-	Drives     int    // default 6
-	DriveSize  string // default 256MiB
-	Protection string // default 4+2
-	Compute    int    // default 2
-	Buckets    int    // default 16
-	Parent     string // directory in which the cluster's directory is made; default /dev/shm
+	Drives     int      // default 6
+	DriveSize  string   // default 256MiB
+	Protection string   // default 4+2
+	Compute    int      // default 2
+	Buckets    int      // default 16
+	Flags      []string // further flags of the first dev up, such as "--wire", "tcp"
+	Parent     string   // directory in which the cluster's directory is made; default /dev/shm
 	// Binaries start roles or processes, by name, from another binary (dev up --binary); a path may be a symbolic link, which the test
 	// turns later. Runs are the binaries, not links, that processes of the cluster may thus run.
 	Binaries map[string]string
@@ -101,7 +102,7 @@ func (c *Cluster) UpArgs() []string {
 	for _, who := range slices.Sorted(maps.Keys(o.Binaries)) {
 		add("--binary", who+"="+o.Binaries[who], false)
 	}
-	return args
+	return append(args, o.Flags...)
 }
 
 // Up runs dev up: the first time with all flags, later with the directory and the mount point only.

@@ -51,21 +51,14 @@ func (n *node) logSync() error {
 		return nil
 	}
 	rec := wire.SegRecord{Epoch: n.fs.b.Epoch(), Payload: n.bufLen}
-	b := n.buf.Bytes()
-	var inline []byte
-	if n.bufLen <= wire.SegInlineBytes {
-		inline = b[wire.BlockSize : wire.BlockSize+n.bufLen]
-		b = b[:wire.BlockSize]
-	} else {
-		blocks := (n.bufLen + wire.BlockSize - 1) / wire.BlockSize
-		b = b[:(1+blocks)*wire.BlockSize]
-		clear(b[wire.BlockSize+n.bufLen:])
-		rec.Sums = make([]uint64, blocks)
+	if n.bufLen > wire.SegInlineBytes {
+		rec.Sums = make([]uint64, (n.bufLen+wire.BlockSize-1)/wire.BlockSize)
+		b, _ := n.record(&rec)
 		for i := range rec.Sums {
 			rec.Sums[i] = xxhash.Sum64(b[(1+i)*wire.BlockSize : (2+i)*wire.BlockSize])
 		}
 	}
-	err := n.fs.retry(n.name, func() error { return n.logAppend(&rec, b, inline) })
+	err := n.fs.retry(n.name, func() error { return n.logAppend(&rec) })
 	if err != nil {
 		n.fs.lose(err) // a log with a gap is of no use
 		return err
@@ -79,8 +72,24 @@ func (n *node) logSync() error {
 	return nil
 }
 
-// logAppend tries to append a record once, in a new segment where need be.
-func (n *node) logAppend(rec *wire.SegRecord, b, inline []byte) error {
+// record gives the memory of the record that buf is to become, head and padded payload; inline is what goes into its head instead.
+// The memory must be ours alone. n.write is held.
+func (n *node) record(rec *wire.SegRecord) (b, inline []byte) {
+	b = n.buf.Bytes()
+	if rec.Sums == nil {
+		return b[:wire.BlockSize], b[wire.BlockSize : wire.BlockSize+rec.Payload]
+	}
+	b = b[:(1+len(rec.Sums))*wire.BlockSize]
+	clear(b[wire.BlockSize+rec.Payload:])
+	return b, nil
+}
+
+// logAppend tries to append what is in buf once, as a record, in a new segment where need be.
+func (n *node) logAppend(rec *wire.SegRecord) error {
+	if err := n.own(wire.BlockSize); err != nil { // of the last attempt
+		return err
+	}
+	b, inline := n.record(rec)
 	if n.seg != nil && n.seg.Len+uint64(len(b)) > SegmentBytes {
 		n.seg.Abandon()
 		n.seg = nil

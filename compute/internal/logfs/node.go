@@ -7,6 +7,7 @@ import (
 
 	"github.com/crakefs/crake/compute/internal/store"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 	"github.com/crakefs/crake/wire/strip"
 )
 
@@ -209,16 +210,29 @@ func (fs *FS) putMeta(number uint64, b []byte) (placed, error) {
 }
 
 // grow makes room for at least one byte more in buf, which has `room` bytes before the content and at most limit bytes
-// of content. n.write is held.
+// of content, and makes sure that nobody else reads it. n.write is held.
 func (n *node) grow(room, limit int) error {
 	have := 0
 	if n.buf != nil {
 		have = len(n.buf.Bytes()) - room
 		if n.bufLen < have {
-			return nil
+			return n.own(room)
 		}
 	}
-	want := min(max(firstPendBytes, 4*have), limit)
+	return n.move(room, min(max(firstPendBytes, 4*have), limit))
+}
+
+// own makes sure that nobody else reads buf, before it is written: a drive that was sent it and has not answered may still do so. Then
+// the content goes to new memory. n.write is held.
+func (n *node) own(room int) error {
+	if n.buf == nil || !n.buf.Shared() {
+		return nil
+	}
+	return n.move(room, len(n.buf.Bytes())-room)
+}
+
+// move gives buf new memory for want bytes of content, and takes the content there. n.write is held.
+func (n *node) move(room, want int) error {
 	buf, err := n.fs.b.Store().Arena().Alloc(n.fs.ctx, room+want)
 	if err != nil {
 		return err
@@ -226,7 +240,7 @@ func (n *node) grow(room, limit int) error {
 	n.mu.Lock()
 	old := n.buf
 	if old != nil {
-		copy(buf.Bytes()[room:], old.Bytes()[room:room+n.bufLen])
+		copies.Add(copies.Meta, copy(buf.Bytes()[room:], old.Bytes()[room:room+n.bufLen]))
 	}
 	n.buf = buf
 	n.mu.Unlock()

@@ -53,6 +53,9 @@ func (n *node) flushChunk() error {
 	if n.bufLen == 0 {
 		return nil
 	}
+	if err := n.own(0); err != nil { // of an attempt that failed
+		return err
+	}
 	blocks := (n.bufLen + wire.BlockSize - 1) / wire.BlockSize
 	if len(n.buf.Bytes()) < blocks*wire.BlockSize { // grow gives whole blocks, but firstPendBytes may change
 		return wire.Errorf("table.write", wire.KindOther, n.name, "buffer of %d bytes", len(n.buf.Bytes()))

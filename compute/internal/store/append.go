@@ -117,16 +117,11 @@ func (b *Bucket) appendLoop() {
 // appendBatch writes one record; block is where its first block lies.
 func (b *Bucket) appendBatch(batch []*appendWait) (loc wire.Location, block uint32, err error) {
 	a := &b.app
-	head, err := b.s.c.Arena.Alloc(b.ctx, wire.BlockSize)
-	if err != nil {
-		return loc, 0, wire.E("bucket.append", wire.KindUnavailable, b.name(), err)
-	}
-	defer head.Release()
 	rec := wire.SegRecord{Epoch: b.epoch}
-	data := wire.Data{{Buf: head, B: head.Bytes()}}
+	var payload wire.Data
 	for _, w := range batch {
 		rec.Sums = append(rec.Sums, w.sums...)
-		data = append(data, w.data...)
+		payload = append(payload, w.data...)
 	}
 	rec.Payload = len(rec.Sums) * wire.BlockSize
 	for range AppendTries {
@@ -141,9 +136,8 @@ func (b *Bucket) appendBatch(batch []*appendWait) (loc wire.Location, block uint
 			}
 		}
 		rec.ID, rec.Offset = a.seg.Loc.ID, a.seg.Len
-		rec.EncodeHead(head.Bytes(), nil)
 		at := a.seg.Len
-		if err = a.seg.Append(b.ctx, data); err == nil {
+		if err = b.appendRecord(&rec, payload); err == nil {
 			return a.seg.Loc, uint32((at + uint64(rec.HeadBytes())) / wire.BlockSize), nil
 		}
 		a.seg.Abandon()
@@ -153,6 +147,18 @@ func (b *Bucket) appendBatch(batch []*appendWait) (loc wire.Location, block uint
 		}
 	}
 	return loc, 0, wire.E("bucket.append", wire.KindUnavailable, b.name(), err)
+}
+
+// appendRecord appends a record to the open segment. Its head is new memory each time: a drive that has not answered may still read
+// the last one.
+func (b *Bucket) appendRecord(rec *wire.SegRecord, payload wire.Data) error {
+	head, err := b.s.c.Arena.Alloc(b.ctx, wire.BlockSize)
+	if err != nil {
+		return wire.E("bucket.append", wire.KindUnavailable, b.name(), err)
+	}
+	defer head.Release()
+	rec.EncodeHead(head.Bytes(), nil)
+	return b.app.seg.Append(b.ctx, append(head.Data(wire.BlockSize), payload...))
 }
 
 func (b *Bucket) newDataSegment() (*Segment, error) {

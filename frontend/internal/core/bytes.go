@@ -90,9 +90,11 @@ func (b *Bytes) addPart(o *Bytes, off, n int) {
 	}
 }
 
-// copyTo copies the bytes to dst.
-func (b *Bytes) copyTo(dst []byte) {
+// copyTo copies the bytes from off on to dst, as many as that takes.
+func (b *Bytes) copyTo(dst []byte, off int) {
 	for _, p := range b.parts {
-		dst = dst[copy(dst, p.B):]
+		skip := min(off, len(p.B))
+		off -= skip
+		dst = dst[copy(dst, p.B[skip:]):]
 	}
 }

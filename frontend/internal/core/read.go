@@ -63,68 +63,96 @@ func (fs *FS) readNow(ctx context.Context, in *inode, off uint64, n int) (*Bytes
 	return b, nil
 }
 
-// readInto adds n bytes at off to b: what was written here and is not committed yet, the rest from the cluster.
+// readInto adds n bytes at off to b: what was written here and is not committed yet, the rest from the cluster. On an error nothing has
+// been added.
 //
 // The order matters: first what is dirty here is taken, then the extents are looked up. A block that is committed in between is in
 // extents of a newer version, which are what the lookup then gives.
 func (fs *FS) readInto(ctx context.Context, in *inode, off uint64, n int, b *Bytes) error {
 	in.mu.Lock()
-	some, all := in.data.Covered(off, uint64(n))
+	some := in.data.Some(off, uint64(n))
 	in.mu.Unlock()
 	if !some {
-		return fs.readCluster(ctx, in, off, n, b)
+		return fs.readCluster(ctx, in, []span{{off, n}}, b)
 	}
-	buf, err := fs.c.Arena.Alloc(ctx, n)
+	have, err := fs.copyDirty(ctx, in, off, n)
 	if err != nil {
 		return err
 	}
-	dst := buf.Bytes()
-	type run struct{ from, to uint64 }
-	var have []run
-	at := off
-	in.mu.Lock()
-	in.data.CopyTo(dst, off, func(from, to uint64) {
-		if k := len(have); k > 0 && have[k-1].to == from {
-			have[k-1].to = to
-		} else {
-			have = append(have, run{from, to})
+	var gaps []span
+	at, end := off, off+uint64(n)
+	for _, h := range have {
+		if h.off > at {
+			gaps = append(gaps, span{at, int(h.off - at)})
 		}
-	})
-	in.mu.Unlock()
-	if !all || len(have) != 1 || have[0] != (run{off, off + uint64(n)}) {
-		for _, r := range append(have, run{off + uint64(n), 0}) {
-			if r.from > at {
-				if err := fs.readCopy(ctx, in, at, dst[at-off:r.from-off]); err != nil {
-					buf.Release()
-					return err
-				}
+		at = h.end()
+	}
+	if at < end {
+		gaps = append(gaps, span{at, int(end - at)})
+	}
+	// All gaps at once: a reader that held some of them while it waits for memory for others could be one of many.
+	rest := newBytes(nil)
+	defer rest.Done()
+	if len(gaps) > 0 {
+		if err := fs.readCluster(ctx, in, gaps, rest); err != nil {
+			for _, h := range have {
+				h.part.Buf.Release()
 			}
-			at = r.to
+			return err
 		}
 	}
-	b.parts = append(b.parts, wire.Slice{Buf: buf, B: dst})
-	return nil
-}
-
-// readCopy reads from the cluster into dst.
-func (fs *FS) readCopy(ctx context.Context, in *inode, off uint64, dst []byte) error {
-	var part Bytes
-	part.refs.Store(1)
-	defer part.Done()
-	if err := fs.readCluster(ctx, in, off, len(dst), &part); err != nil {
-		return err
+	at, used := off, 0
+	for _, h := range have {
+		b.addPart(rest, used, int(h.off-at))
+		used += int(h.off - at)
+		b.parts = append(b.parts, h.part)
+		at = h.end()
 	}
-	part.copyTo(dst)
+	b.addPart(rest, used, int(end-at))
 	return nil
 }
 
-// readCluster adds n committed bytes at off to b. Extents that turn out to be old are asked for again; when drives are
-// away it waits for them until ctx ends.
-func (fs *FS) readCluster(ctx context.Context, in *inode, off uint64, n int, b *Bytes) error {
+// span is n bytes of a file at off.
+type span struct {
+	off uint64
+	n   int
+}
+
+// dirtyRun is a copy of what is dirty from off on, with a reference.
+type dirtyRun struct {
+	off  uint64
+	part wire.Slice
+}
+
+func (r *dirtyRun) end() uint64 { return r.off + uint64(len(r.part.B)) }
+
+// copyDirty copies what is dirty here of n bytes at off, and gives the runs in order. They lie in one piece of memory.
+func (fs *FS) copyDirty(ctx context.Context, in *inode, off uint64, n int) (have []dirtyRun, err error) {
+	buf, err := fs.c.Arena.Alloc(ctx, n)
+	if err != nil {
+		return nil, err
+	}
+	defer buf.Release() // each run has its own reference
+	dst := buf.Bytes()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.data.CopyTo(dst, off, func(from, to uint64) {
+		if k := len(have) - 1; k >= 0 && have[k].end() == from {
+			have[k].part.B = dst[have[k].off-off : to-off]
+			return
+		}
+		have = append(have, dirtyRun{off: from, part: wire.Slice{Buf: buf.Retain(), B: dst[from-off : to-off]}})
+	})
+	return have, nil
+}
+
+// readCluster adds the committed bytes of spans to b, all of them or none. Extents that turn out to be old are asked for again; when
+// drives are away it waits for them until ctx ends.
+func (fs *FS) readCluster(ctx context.Context, in *inode, spans []span, b *Bytes) error {
 	pause := 5 * time.Millisecond
 	for try := 0; ; {
 		atOnce := false
-		err := fs.tryRead(ctx, in, off, n, b, try > 0)
+		err := fs.tryRead(ctx, in, spans, b, try > 0)
 		switch kind := wire.KindOf(err); {
 		case err == nil:
 			return nil
@@ -151,21 +179,23 @@ func (fs *FS) readCluster(ctx context.Context, in *inode, off uint64, n int, b *
 }
 
 // tryRead reads once. On an error nothing has been added to b.
-func (fs *FS) tryRead(ctx context.Context, in *inode, off uint64, n int, b *Bytes, fresh bool) error {
+func (fs *FS) tryRead(ctx context.Context, in *inode, spans []span, b *Bytes, fresh bool) error {
 	var pieces []extmap.Piece
-	end := off + uint64(n)
-	for at := off; at < end; {
-		region := at / wire.RegionBytes
-		stop := min(end, (region+1)*wire.RegionBytes)
-		m, err := fs.mapOf(ctx, in, region, fresh)
-		if err != nil {
-			if errors.Is(err, wire.KindNotFound) {
-				return wire.E("frontend.extents", wire.KindStale, "", err) // the inode, not a strip
+	for _, s := range spans {
+		end := s.off + uint64(s.n)
+		for at := s.off; at < end; {
+			region := at / wire.RegionBytes
+			stop := min(end, (region+1)*wire.RegionBytes)
+			m, err := fs.mapOf(ctx, in, region, fresh)
+			if err != nil {
+				if errors.Is(err, wire.KindNotFound) {
+					return wire.E("frontend.extents", wire.KindStale, "", err) // the inode, not a strip
+				}
+				return err
 			}
-			return err
+			pieces = append(pieces, m.Plan(at, stop-at)...)
+			at = stop
 		}
-		pieces = append(pieces, m.Plan(at, stop-at)...)
-		at = stop
 	}
 	var wants []strip.Want
 	for i := range pieces {

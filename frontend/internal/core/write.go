@@ -7,6 +7,7 @@ import (
 
 	"github.com/crakefs/crake/frontend/internal/dirty"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // Write says how a write is to be done.
@@ -120,30 +121,47 @@ func (fs *FS) closeGap(ctx context.Context, in *inode, block uint64, frozen bool
 		in.mu.Unlock()
 		return err
 	}
-	gen := in.mapsGen
+	gen, lent := in.mapsGen, in.data.Lent(block)
 	in.mu.Unlock()
+	var mem *dirty.Mem
+	if lent {
+		var err error
+		if mem, err = fs.newMem(ctx, 1); err != nil {
+			return err
+		}
+		defer mem.Release()
+	}
 	base := make([]byte, wire.BlockSize)
-	if err := fs.readBase(ctx, in, block*wire.BlockSize, base); err != nil {
+	if err := fs.readBase(ctx, in, block*wire.BlockSize, base, 0, 0); err != nil {
 		return err
 	}
 	in.mu.Lock()
 	if gen == in.mapsGen { // else the lease went meanwhile, or a truncate came: what was read may be old
-		in.data.Fill(block, base)
+		in.data.Fill(block, base, mem)
 	}
 	in.mu.Unlock()
 	return nil
 }
 
-// readBase reads what the cluster has of a block; past the end that counts it has zeros.
-func (fs *FS) readBase(ctx context.Context, in *inode, off uint64, dst []byte) error {
+// readBase reads what the cluster has of a block, at off in the file, into dst but for [lo, hi); past the end that counts it has zeros.
+func (fs *FS) readBase(ctx context.Context, in *inode, off uint64, dst []byte, lo, hi int) error {
 	in.mu.Lock()
 	end := in.srvEnd
 	in.mu.Unlock()
-	clear(dst)
 	if off >= end {
+		clear(dst[:lo])
+		clear(dst[hi:])
 		return nil
 	}
-	return fs.readCopy(ctx, in, off, dst)
+	b := newBytes(nil)
+	defer b.Done()
+	if err := fs.readCluster(ctx, in, []span{{off, len(dst)}}, b); err != nil {
+		return err
+	}
+	b.copyTo(dst[:lo], 0)
+	b.copyTo(dst[hi:], hi)
+	copies.Add(copies.WriteBase, lo+len(dst)-hi)
+	return nil
 }
 
 // newMem gives memory for dirty blocks. It waits while there is too much dirty data.

@@ -31,12 +31,22 @@ func (b *Batch) End() uint64 {
 }
 
 // Partial calls f for each block that is not whole, with its offset in the file, its memory and which bytes are valid.
-// f may write the others. (They are nobody else's: readers and Put copy only what is valid.)
-func (b *Batch) Partial(f func(off uint64, block []byte, lo, hi int) error) error {
+// f writes the others. (They are nobody else's: readers and Put copy only what is valid.) A block that is lent gets memory for one
+// block from alloc first, in this batch only.
+func (b *Batch) Partial(alloc func() (*wire.Buf, error), f func(off uint64, block []byte, lo, hi int) error) error {
 	for i := range b.items {
 		s := &b.items[i].slot
 		if s.whole() {
 			continue
+		}
+		if s.lent {
+			buf, err := alloc()
+			if err != nil {
+				return err
+			}
+			mem := NewMem(buf, nil)
+			s.move(mem, 0, 0)
+			mem.Release()
 		}
 		if err := f(b.items[i].block*wire.BlockSize, s.bytes(), s.lo, s.hi); err != nil {
 			return err
@@ -104,6 +114,8 @@ func (f *File) end(b *Batch, again bool) {
 			if again {
 				c.dirty |= 1 << i
 				f.dirty++
+				s := &c.slots[i]
+				s.lent = s.lent || s.mem.buf.Shared()
 			} else {
 				c.slots[i].drop()
 			}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // ChunkBlocks is the number of blocks in a chunk: the bits of its masks, and a full strip of data.
@@ -19,6 +20,9 @@ type chunk struct {
 }
 
 func (c *chunk) has() uint32 { return c.dirty | c.flight }
+
+// inPlace says that nobody else looks at the memory of block i, so that it may be written.
+func (c *chunk) inPlace(i int) bool { return c.dirty&(1<<i) != 0 && !c.slots[i].lent }
 
 // File is the dirty blocks of one file. The zero value has none.
 type File struct {
@@ -56,7 +60,7 @@ func (f *File) Need(off uint64, n int) int {
 	}
 	need := 0
 	for i := first; i <= last; i++ {
-		if c.dirty&(1<<i) == 0 {
+		if !c.inPlace(i) {
 			need++
 		}
 	}
@@ -106,13 +110,9 @@ func (f *File) Put(off uint64, p []byte, mem *Mem, zeroFrom uint64) {
 		lo, hi := within(off, n, i)
 		s := &c.slots[i]
 		switch {
-		case c.dirty&(1<<i) != 0:
-			// Nobody else looks at this memory: written in place.
-		case c.flight&(1<<i) != 0:
-			old := *s
-			*s = slot{mem: mem, off: mem.take(), lo: old.lo, hi: old.hi}
-			copy(s.bytes()[old.lo:old.hi], old.bytes()[old.lo:old.hi])
-			old.mem.Release() // the sender has its own reference
+		case c.inPlace(i):
+		case s.mem != nil: // in flight, or lent
+			s.move(mem, lo, hi)
 		default:
 			*s = slot{mem: mem, off: mem.take(), lo: lo, hi: hi}
 			if (ci*ChunkBlocks+uint64(i))*wire.BlockSize >= zeroFrom {
@@ -127,44 +127,45 @@ func (f *File) Put(off uint64, p []byte, mem *Mem, zeroFrom uint64) {
 			f.dirty++
 		}
 		p = p[copy(s.bytes()[lo:hi], p):]
+		copies.Add(copies.WriteIn, hi-lo)
 		s.lo, s.hi = min(s.lo, lo), max(s.hi, hi)
 	}
 }
 
-// Fill completes a block with what the cluster has of it. It does nothing when the block is whole, gone or frozen: its
-// owner looks for the Gap again.
-func (f *File) Fill(block uint64, base []byte) {
+// Lent says that Fill needs memory for a block.
+func (f *File) Lent(block uint64) bool {
+	c := f.chunks[block/ChunkBlocks]
+	return c != nil && c.slots[block%ChunkBlocks].lent
+}
+
+// Fill completes a block with what the cluster has of it; mem has a block left if it is Lent. It does nothing when the block is whole,
+// gone or frozen, or lent and there is no memory: its owner looks for the Gap again.
+func (f *File) Fill(block uint64, base []byte, mem *Mem) {
 	c := f.chunks[block/ChunkBlocks]
 	if c == nil {
 		return
 	}
 	i := int(block % ChunkBlocks)
 	s := &c.slots[i]
-	if s.mem == nil || s.whole() {
+	if s.mem == nil || s.whole() || c.dirty&(1<<i) == 0 || s.lent && mem.Left() == 0 {
 		return
 	}
-	if c.dirty&(1<<i) == 0 {
-		return
+	if s.lent {
+		s.move(mem, 0, 0)
 	}
 	b := s.bytes()
-	copy(b[:s.lo], base)
-	copy(b[s.hi:], base[s.hi:])
+	copies.Add(copies.WriteBase, copy(b[:s.lo], base)+copy(b[s.hi:], base[s.hi:]))
 	s.lo, s.hi = 0, wire.BlockSize
 }
 
-// Covered tells whether any and whether all bytes of [off, off+n) are here.
-func (f *File) Covered(off, n uint64) (some, all bool) {
-	if len(f.chunks) == 0 || n == 0 {
-		return false, n == 0
-	}
-	var have uint64
+// Some tells whether any bytes of [off, off+n) are here.
+func (f *File) Some(off, n uint64) bool {
+	some := false
 	f.each(off, n, func(c *chunk, i int, start uint64) {
 		lo, hi := c.slots[i].clip(start, off, n)
-		if hi > lo {
-			have += hi - lo
-		}
+		some = some || hi > lo
 	})
-	return have > 0, have == n
+	return some
 }
 
 // CopyTo copies what is here of [off, off+len(dst)) to dst and calls got for each run that was copied, in order.
@@ -173,7 +174,7 @@ func (f *File) CopyTo(dst []byte, off uint64, got func(from, to uint64)) {
 		s := &c.slots[i]
 		lo, hi := s.clip(start, off, uint64(len(dst)))
 		if hi > lo {
-			copy(dst[lo-off:hi-off], s.bytes()[lo-start:])
+			copies.Add(copies.ReadDirty, copy(dst[lo-off:hi-off], s.bytes()[lo-start:]))
 			got(lo, hi)
 		}
 	})
@@ -219,7 +220,7 @@ func (f *File) Truncate(size uint64) {
 		switch {
 		case keep <= s.lo:
 			f.remove(c, i)
-		case s.whole():
+		case s.whole() && !s.lent:
 			clear(s.bytes()[keep:])
 		default:
 			s.hi = min(s.hi, keep)

@@ -9,12 +9,16 @@
 //
 // so that of one block never two versions are on their way, and a late answer never buries newer data. A slot knows which
 // bytes of its block are valid, one run from lo to hi: who sends a block that is not whole reads the rest first.
+//
+// A sending that has failed may leave the memory with others, who still read it (wire.Buf.Shared). Its blocks are dirty again, but lent:
+// what changes them goes to new memory. That is decided once, in Undo, so that Need and Put agree.
 package dirty
 
 import (
 	"sync/atomic"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // Mem is memory for some blocks, all from one Buf. It is given back when the last user lets go.
@@ -77,8 +81,9 @@ func (m *Mem) take() int {
 // slot is one block's memory. A nil mem is an empty slot.
 type slot struct {
 	mem    *Mem
-	off    int // of the block in mem
-	lo, hi int // valid bytes
+	off    int  // of the block in mem
+	lo, hi int  // valid bytes
+	lent   bool // others may still read the memory: it must not be written
 }
 
 func (s *slot) bytes() []byte { return s.mem.buf.Bytes()[s.off : s.off+wire.BlockSize] }
@@ -88,4 +93,16 @@ func (s *slot) whole() bool { return s.lo == 0 && s.hi == wire.BlockSize }
 func (s *slot) drop() {
 	s.mem.Release()
 	*s = slot{}
+}
+
+// move gives the slot a block of mem, with the valid bytes but for those of [lo, hi), which are about to be written.
+func (s *slot) move(mem *Mem, lo, hi int) {
+	old := *s
+	*s = slot{mem: mem, off: mem.take(), lo: old.lo, hi: old.hi}
+	from, to := old.bytes(), s.bytes()
+	if lo, hi = max(lo, old.lo), min(hi, old.hi); lo >= hi { // it keeps all of them
+		lo, hi = old.hi, old.hi
+	}
+	copies.Add(copies.WriteAgain, copy(to[old.lo:lo], from[old.lo:])+copy(to[hi:old.hi], from[hi:]))
+	old.mem.Release() // who sends or reads it has a reference of its own
 }

@@ -12,10 +12,7 @@ import (
 
 // write stores runs, after checking what compute would: lease, region, checksums, marks, space.
 func (f *Cluster) write(s wire.SessionID, b wire.BucketID, q *wire.WriteReq, data wire.Data) (wire.Message, error) {
-	flat := make([]byte, 0, data.Len())
-	for _, p := range data {
-		flat = append(flat, p.B...)
-	}
+	flat := flat(data)
 	if uint64(len(flat)) > f.Free {
 		return nil, Err(wire.KindNoSpace)
 	}

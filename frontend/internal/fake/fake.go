@@ -2,6 +2,7 @@
 package fake
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"sync"
@@ -45,6 +46,7 @@ type Cluster struct {
 	Before   Hook // called before a request is served, without Mu; on an error nothing is done
 	After    Hook // called when it has been; its error replaces the answer
 	ReadHook func(w []strip.Want) error
+	Keep     bool // the data of a request that Before lets fail is read on; see GiveBack
 
 	strips  map[uint64][]byte
 	next    uint64
@@ -52,6 +54,13 @@ type Cluster struct {
 	clients map[wire.SessionID]Recaller
 	changed chan struct{} // closed at changes of leases
 	counts  map[wire.Method]int
+	kept    []kept
+}
+
+// kept is data of a failed request, as it was then.
+type kept struct {
+	data wire.Data
+	was  []byte
 }
 
 type reply struct {
@@ -160,6 +169,7 @@ func (c Conn) once(ctx context.Context, b wire.BucketID, call *rpc.Call) error {
 	f.Mu.Unlock()
 	if hook != nil {
 		if err := hook(c.s, b, call.Method, call.Req); err != nil {
+			f.keep(call.Data)
 			return err
 		}
 	}
@@ -173,6 +183,37 @@ func (c Conn) once(ctx context.Context, b wire.BucketID, call *rpc.Call) error {
 		return err
 	}
 	return call.Resp.Decode(resp.Append(nil))
+}
+
+// keep goes on reading the data of a request after it has failed, as a peer may to whom it is lent.
+func (f *Cluster) keep(data wire.Data) {
+	f.Mu.Lock()
+	defer f.Mu.Unlock()
+	if f.Keep && data.Len() > 0 {
+		f.kept = append(f.kept, kept{data.Retain(), flat(data)})
+	}
+}
+
+// GiveBack ends the reading of all that was kept, and gives how many requests it was. It fails the test if any of it has changed.
+func (f *Cluster) GiveBack() int {
+	f.Mu.Lock()
+	defer f.Mu.Unlock()
+	n := len(f.kept)
+	for _, k := range f.kept {
+		if !bytes.Equal(flat(k.data), k.was) {
+			f.t.Error("memory was written to while it was lent")
+		}
+		k.data.Release()
+	}
+	f.kept = nil
+	return n
+}
+
+func flat(data wire.Data) (b []byte) {
+	for _, p := range data {
+		b = append(b, p.B...)
+	}
+	return b
 }
 
 // exactly does a mutation once.

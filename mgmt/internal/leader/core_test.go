@@ -74,7 +74,7 @@ func (f *fixture) start(name string) Registered {
 func (f *fixture) register(name string, pid uint32) Registered {
 	f.t.Helper()
 	p := f.c.s.ProcNamed(name)
-	r, err := f.c.Register(f.now, &wire.RegisterReq{Proc: p.ID, Name: name, Role: p.Role, PID: pid, Version: "v", Addrs: []string{"mem:" + name}})
+	r, err := f.c.Register(f.now, &wire.RegisterReq{Proc: p.ID, Name: name, Role: p.Role, PID: pid, Version: "v", Addrs: []string{"mem:" + name}}, wire.ProcKey{byte(pid)})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -440,14 +440,14 @@ func TestRegisterRefused(t *testing.T) {
 		r := good
 		edit(&r)
 		gen := f.c.s.Generation
-		if _, err := f.c.Register(f.now, &r); wire.KindOf(err) != wire.KindRefused {
+		if _, err := f.c.Register(f.now, &r, wire.ProcKey{}); wire.KindOf(err) != wire.KindRefused {
 			t.Errorf("%s: %v, want refused", name, err)
 		}
 		if f.c.s.Generation != gen {
 			t.Errorf("%s: the map changed", name)
 		}
 	}
-	if _, err := f.c.Register(f.now, &good); err != nil {
+	if _, err := f.c.Register(f.now, &good, wire.ProcKey{}); err != nil {
 		t.Error(err)
 	}
 }
@@ -632,5 +632,32 @@ func TestDecodeDamage(t *testing.T) {
 		if _, err := Decode(d); wire.KindOf(err) != wire.KindCorrupt {
 			t.Errorf("without %s: %v", key, err)
 		}
+	}
+}
+
+// Claim: what a heartbeat says of links and the arena is kept while the run lives; more links than an honest process has are refused.
+func TestLinksOfHeartbeats(t *testing.T) {
+	f := newFixture(t, 6, 1, 1)
+	f.start("compute0")
+	id := f.id("compute0")
+	p := f.c.s.Procs[id]
+	hb := &wire.HeartbeatReq{Proc: id, Incarnation: p.Incarnation, Arena: wire.ArenaReport{Bytes: 10, Used: 3}, Links: make([]wire.LinkStat, wire.MaxPeerLinks)}
+	if err := f.c.Heartbeat(f.now, hb); err != nil {
+		t.Fatal(err)
+	}
+	if l := f.c.Live(id); len(l.Links) != wire.MaxPeerLinks || l.Arena != hb.Arena {
+		t.Errorf("%d links, arena %+v", len(l.Links), l.Arena)
+	}
+	hb.Links = append(hb.Links, wire.LinkStat{})
+	if err := f.c.Heartbeat(f.now, hb); wire.KindOf(err) != wire.KindOverLimit {
+		t.Errorf("too many links: %v", err)
+	}
+	hb.Links = []wire.LinkStat{{Transport: string(make([]byte, MaxTransportBytes+1))}}
+	if err := f.c.Heartbeat(f.now, hb); wire.KindOf(err) != wire.KindOverLimit {
+		t.Errorf("a long name: %v", err)
+	}
+	f.c.Exited(f.now, id, p.PID)
+	if l := f.c.Live(id); len(l.Links) != 0 || l.Arena != (wire.ArenaReport{}) {
+		t.Errorf("a run that is over has %d links", len(l.Links))
 	}
 }

@@ -1,12 +1,17 @@
-// Gen writes the encoders of the message structs of package wire: every struct type whose doc comment holds
-// "wire:message" (may grow; nested with a length before it) or "wire:fixed" (never grows). It reads the Go files of the
-// folder it runs in. The encoders of what files with the build tag crake_next declare go to files of their own with that tag; files
-// for builds without it (!crake_next) are left out, since what they declare needs no encoder.
+// Gen writes what follows from the declarations of package wire, whose folder it runs in, so that it cannot differ from them:
+//
+//   - zz_messages.go: the encoders of the message structs, which are those whose doc comment holds "wire:message" (may grow; nested with a
+//     length before it) or "wire:fixed" (never grows); and the list of them, for tests;
+//   - zz_next.go: the same, with the build tag crake_next, for what files with that tag declare, which no other build has;
+//   - zz_methods.go: the methods with their names and messages, from the constants of type Method and the comment behind each;
+//   - MESSAGES.md: methods, messages, numbers and limits for people who write another implementation.
+//
+// Files for builds without the tag (!crake_next) are left out, since what they declare needs no encoder. Methods and MESSAGES.md are of what
+// is released: they have nothing that only the next version has.
 package main
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"go/ast"
 	"go/build/constraint"
@@ -21,20 +26,38 @@ import (
 )
 
 func main() {
-	dir := flag.String("o", ".", "folder to write to")
-	flag.Parse()
-	g := &gen{kinds: map[string]string{}, structs: map[string]*ast.StructType{}, fixed: map[string]bool{}, next: map[string]bool{}}
-	if err := g.load("."); err != nil {
+	files, err := generate(".")
+	if err != nil {
 		log.Fatal(err)
 	}
+	for name, content := range files {
+		if err := os.WriteFile(name, content, 0o644); err != nil {
+			log.Fatal(err)
+		}
+	}
+}
+
+// generate gives the files to write, by name, for the package in dir.
+func generate(dir string) (map[string][]byte, error) {
+	g, err := load(dir)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string][]byte{}
 	for _, o := range []output{
 		{name: "zz_messages", list: "newMessages"},
 		{name: "zz_next", list: "nextMessages", next: true},
 	} {
-		if err := g.writeFiles(*dir, o); err != nil {
-			log.Fatal(err)
+		if files[o.name+".go"], err = g.write(o); err != nil {
+			return nil, err
 		}
+		files[o.name+"_test.go"] = g.registry(o)
 	}
+	if files["zz_methods.go"], err = g.methodsFile(); err != nil {
+		return nil, err
+	}
+	files["MESSAGES.md"], err = g.document()
+	return files, err
 }
 
 // nextTag is the build tag of the next version's test build.
@@ -45,17 +68,6 @@ type output struct {
 	name string // of the files, without the ending
 	list string // name of the function
 	next bool   // holds the messages that only the next version has, and no others
-}
-
-func (g *gen) writeFiles(dir string, o output) error {
-	src, err := g.write(o)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, o.name+".go"), src, 0o644); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, o.name+"_test.go"), g.registry(o), 0o644)
 }
 
 // head begins a generated file.
@@ -75,18 +87,18 @@ func (g *gen) registry(o output) []byte {
 		fmt.Fprint(&b, " that only the next version has")
 	}
 	fmt.Fprintf(&b, ".\nfunc %s() []Message {\n\treturn []Message{\n", o.list)
-	for _, name := range g.names(o) {
+	for _, name := range g.messages(o.next) {
 		fmt.Fprintf(&b, "\t\t&%s{},\n", name)
 	}
 	fmt.Fprint(&b, "\t}\n}\n")
 	return b.Bytes()
 }
 
-// names gives the messages of an output, in order.
-func (g *gen) names(o output) []string {
+// messages gives in order the messages that only the next version has, or all others.
+func (g *gen) messages(next bool) []string {
 	var out []string
 	for _, name := range g.order {
-		if g.next[name] == o.next {
+		if g.next[name] == next {
 			out = append(out, name)
 		}
 	}
@@ -98,9 +110,20 @@ type gen struct {
 	structs  map[string]*ast.StructType // every message struct
 	fixed    map[string]bool            // message structs that never grow: "wire:fixed", nested without a length
 	next     map[string]bool            // structs that only the next version has
+	docs     map[string]string          // of every type: its doc comment, joined to one line
+	texts    map[string]string          // the same with what is drawn in it
+	consts   []constGroup               // every group of constants that is in what is released, in order of file and place
 	order    []string
 	buf      bytes.Buffer
 	tempName int
+}
+
+func load(dir string) (*gen, error) {
+	g := &gen{
+		kinds: map[string]string{}, structs: map[string]*ast.StructType{}, fixed: map[string]bool{},
+		next: map[string]bool{}, docs: map[string]string{}, texts: map[string]string{},
+	}
+	return g, g.load(dir)
 }
 
 func (g *gen) load(dir string) error {
@@ -126,6 +149,9 @@ func (g *gen) load(dir string) error {
 		}
 		for _, d := range f.Decls {
 			gd, ok := d.(*ast.GenDecl)
+			if ok && gd.Tok == token.CONST && next == 0 {
+				g.addConsts(filepath.Base(name), gd)
+			}
 			if !ok || gd.Tok != token.TYPE {
 				continue
 			}
@@ -168,6 +194,7 @@ func (g *gen) addType(gd *ast.GenDecl, ts *ast.TypeSpec) {
 	if doc == nil {
 		doc = gd.Doc
 	}
+	g.docs[ts.Name.Name], g.texts[ts.Name.Name] = oneLine(doc), blocks(doc)
 	switch t := ts.Type.(type) {
 	case *ast.Ident:
 		g.kinds[ts.Name.Name] = t.Name
@@ -194,7 +221,7 @@ func (g *gen) p(f string, a ...any) { fmt.Fprintf(&g.buf, f+"\n", a...) }
 func (g *gen) write(o output) ([]byte, error) {
 	g.buf.Reset()
 	g.p("%simport (\n\"encoding/binary\"\n\"unsafe\"\n)\n", o.head())
-	for _, name := range g.names(o) {
+	for _, name := range g.messages(o.next) {
 		g.tempName = 0 // so that one message's change leaves the others' code alone
 		st := g.structs[name]
 		g.p("// Append encodes m at the end of b.\nfunc (m *%s) Append(b []byte) []byte {", name)

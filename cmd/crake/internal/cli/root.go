@@ -94,7 +94,7 @@ Commands that talk to a cluster find it by --dir DIR, else by $CRAKE_DIR, else i
 		}
 	}
 	add("dev", a.devCmd())
-	add("people", a.statusCmd(), a.clusterCmd(), a.fsCmd(), a.eventsCmd(), a.mountCmd(), a.umountCmd())
+	add("people", a.statusCmd(), a.clusterCmd(), a.fsCmd(), a.eventsCmd(), a.wireCmd(), a.mountCmd(), a.umountCmd())
 	driveRole := roles.Drive(a.version)
 	driveRole.AddCommand(a.inspectCmd(), a.checkCmd())
 	add("roles", driveRole, roles.Compute(a.version), roles.Frontend(a.version), roles.Mgmt(a.version))

@@ -20,17 +20,36 @@ import (
 	"github.com/crakefs/crake/drive"
 	"github.com/crakefs/crake/frontend"
 	"github.com/crakefs/crake/mgmt"
+	"github.com/crakefs/crake/mgmt/api"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
+	"github.com/crakefs/crake/wire/route"
+)
+
+// The least memory for file data with which a process of each role starts, in bytes.
+const (
+	MinDriveArena    = drive.MinArenaBytes
+	MinComputeArena  = compute.MinArenaBytes
+	MinFrontendArena = frontend.MinArenaBytes
 )
 
 // common are the flags that every role but mgmt has.
 type common struct {
-	name    string
-	proc    uint32
-	cluster clusterFlag
-	mgmt    string
-	listen  string
-	arena   size.Flag
+	name     string
+	proc     uint32
+	cluster  clusterFlag
+	mgmt     string
+	identity string
+	listen   []string
+	wire     string
+	encrypt  bool
+	arena    size.Flag
+	capture  captureFlag
+}
+
+// dedicatedCore registers the flag of roles that can spin.
+func dedicatedCore(cmd *cobra.Command) *bool {
+	return cmd.Flags().Bool("dedicated-core", false, "the process is pinned to one core that no other process uses: wait for messages by looking for a moment before it sleeps")
 }
 
 func (c *common) register(cmd *cobra.Command) {
@@ -38,9 +57,18 @@ func (c *common) register(cmd *cobra.Command) {
 	f.StringVar(&c.name, "name", "", "name of the process, such as drive0")
 	f.Uint32Var(&c.proc, "proc", 0, "number of the process in the cluster")
 	f.Var(&c.cluster, "cluster", "id of the cluster, 32 hexadecimal digits")
+	f.StringVar(&c.identity, "identity", "", "file by which the process proves who it is; mgmt writes one for each run")
 	f.StringVar(&c.mgmt, "mgmt", "", "address of mgmt, such as unix:/path")
-	f.StringVar(&c.listen, "listen", "", "address to listen at, such as unix:/path")
+	f.StringArrayVar(&c.listen, "listen", nil, "address to listen at, such as unix:/path or tcp:127.0.0.1:0; may be given several times, best first")
+	f.StringVar(&c.wire, "wire", "", "how to speak with processes of this server: shm, unix or tcp (default shm)")
+	f.BoolVar(&c.encrypt, "wire-encryption", false, "encrypt what is said by TCP (TLS 1.3)")
 	f.Var(&c.arena, "arena", "memory for file data")
+	c.capture.register(cmd)
+}
+
+// tap makes the place where people can look at this process's frames.
+func (c *common) tap(role wire.Role) *capture.Tap {
+	return capture.New(capture.Origin{Role: role, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Name: c.name})
 }
 
 // clusterFlag is a cluster id.
@@ -104,18 +132,21 @@ func onlineCores() int {
 func Compute(version string) *cobra.Command {
 	var c common
 	var memory size.Flag
+	var dedicated *bool
 	cmd := &cobra.Command{
 		Use: "compute", Short: "serve metadata and erasure coding of the buckets that mgmt assigns", Args: cobra.NoArgs,
-		Example: "  crake compute --name compute0 --proc 7 --cluster ID --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/compute0.sock",
+		Example: "  crake compute --name compute0 --proc 7 --cluster ID --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/compute0.sock --identity DIR/run/compute0.identity",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := compute.Config{
-				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen,
-				Arena: int64(c.arena), Memory: int64(memory), Version: version, Cores: pinned(), Log: logger(),
+				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire), Encrypt: c.encrypt, Identity: c.identity,
+				Arena: int64(c.arena), Memory: int64(memory), Version: version, Cores: pinned(),
+				DedicatedCore: *dedicated, Log: logger(), Capture: c.tap(wire.RoleCompute),
 			}
-			return serve(cmd.Context(), cfg.Validate, func(ctx context.Context) error { return compute.Run(ctx, cfg) })
+			return serve(cmd.Context(), cfg.Validate, c.capture.during(cfg.Capture, c.listen, func(ctx context.Context) error { return compute.Run(ctx, cfg) }))
 		},
 	}
 	c.register(cmd)
+	dedicated = dedicatedCore(cmd)
 	cmd.Flags().Var(&memory, "memory", "memory for databases")
 	return cmd
 }
@@ -123,16 +154,23 @@ func Compute(version string) *cobra.Command {
 // Mgmt makes crake mgmt.
 func Mgmt(version string) *cobra.Command {
 	cfg := mgmt.Config{Version: version}
+	var looked captureFlag
 	cmd := &cobra.Command{
 		Use: "mgmt", Short: "manage a cluster: map, membership, processes, API", Args: cobra.NoArgs,
 		Long:    "Runs mgmt of the cluster in DIR, which starts all other processes. crake dev up does this.",
 		Example: "  crake mgmt --dir /var/lib/crake",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Log = logger()
-			return serve(cmd.Context(), cfg.Validate, func(ctx context.Context) error { return mgmt.Run(ctx, cfg) })
+			run := func(ctx context.Context) error { return mgmt.Run(ctx, cfg) }
+			if cfg.Worker { // the keeper speaks with nobody
+				cfg.Capture = capture.New(capture.Origin{Role: wire.RoleMgmt, Name: "mgmt"})
+				run = looked.during(cfg.Capture, []string{api.MgmtAddr(cfg.Dir)}, run)
+			}
+			return serve(cmd.Context(), cfg.Validate, run)
 		},
 	}
 	cmd.Flags().StringVar(&cfg.Dir, "dir", "", "directory of the cluster, absolute")
+	looked.register(cmd)
 	cmd.Flags().BoolVar(&cfg.Worker, "worker", false, "run mgmt itself, without a keeper that restarts it")
 	if err := cmd.Flags().MarkHidden("worker"); err != nil {
 		panic(err) // the flag has just been made
@@ -159,20 +197,22 @@ func Drive(version string) *cobra.Command {
 	var scrubRate int
 	var noDiscard bool
 	var id uint32
+	var dedicated *bool
 	cmd := &cobra.Command{
 		Use: "drive", Short: "serve a drive; drive format makes one", Args: cobra.NoArgs,
-		Example: "  crake drive --name drive0 --proc 1 --cluster ID --device /dev/nvme0n1 --drive-id 1 --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/drive0.sock",
+		Example: "  crake drive --name drive0 --proc 1 --cluster ID --device /dev/nvme0n1 --drive-id 1 --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/drive0.sock --identity DIR/run/drive0.identity",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := drive.Config{
-				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen,
+				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire), Encrypt: c.encrypt, Identity: c.identity,
 				Arena: int64(c.arena), Devices: []drive.Device{{Path: device, ID: wire.DriveID(id)}}, Engine: engine,
 				ScrubRate: scrubRate, NoDiscard: noDiscard, Version: version,
-				Cores: pinned(), Log: logger(),
+				Cores: pinned(), DedicatedCore: *dedicated, Log: logger(), Capture: c.tap(wire.RoleDrive),
 			}
-			return serve(cmd.Context(), cfg.Validate, func(ctx context.Context) error { return drive.Run(ctx, cfg) })
+			return serve(cmd.Context(), cfg.Validate, c.capture.during(cfg.Capture, c.listen, func(ctx context.Context) error { return drive.Run(ctx, cfg) }))
 		},
 	}
 	c.register(cmd)
+	dedicated = dedicatedCore(cmd)
 	cmd.Flags().StringVar(&device, "device", "", "the preallocated file or block device")
 	cmd.Flags().Uint32Var(&id, "drive-id", 0, "number of the drive in the cluster")
 	cmd.Flags().IntVar(&scrubRate, "scrub-rate", 0, "bytes a second that the drive reads to find what has rotted; 0: all of it once a week; -1: nothing")
@@ -234,13 +274,14 @@ func Frontend(version string) *cobra.Command {
 	var dirty size.Flag
 	cmd := &cobra.Command{
 		Use: "frontend", Short: "serve a mount", Args: cobra.NoArgs,
-		Example: "  crake frontend --name frontend0 --proc 9 --cluster ID --fs default --mount MNT --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/frontend0.sock",
+		Example: "  crake frontend --name frontend0 --proc 9 --cluster ID --fs default --mount MNT --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/frontend0.sock --identity DIR/run/frontend0.identity",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := frontend.Config{
-				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen,
+				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire), Encrypt: c.encrypt, Identity: c.identity,
 				ArenaBytes: int64(c.arena), FS: fs, Mount: mount, DirtyBytes: int64(dirty), Version: version, Cores: pinned(), Log: logger(),
+				Capture: c.tap(wire.RoleFrontend),
 			}
-			return serve(cmd.Context(), cfg.Validate, func(ctx context.Context) error { return frontend.Run(ctx, cfg) })
+			return serve(cmd.Context(), cfg.Validate, c.capture.during(cfg.Capture, c.listen, func(ctx context.Context) error { return frontend.Run(ctx, cfg) }))
 		},
 	}
 	c.register(cmd)

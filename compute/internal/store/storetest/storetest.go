@@ -4,8 +4,10 @@
 package storetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -31,6 +33,17 @@ type Cluster struct {
 	// After is called when it has taken effect: an error is the answer all the same (a lost connection, a late answer).
 	// Both guarded by mu; set them by Hooks.
 	before, after Hook
+	lent          []loan // guarded by mu; at most maxLoans
+}
+
+// maxLoans bounds the failed requests whose data is read on, each with its memory.
+const maxLoans = 32
+
+// loan is the data of a request that failed, which a drive may still read, and what it was then.
+type loan struct {
+	data wire.Data
+	was  []byte
+	what string
 }
 
 // Hook decides whether a request fails.
@@ -60,6 +73,9 @@ type stored struct {
 
 // New makes a cluster of n drives of 1 GiB (nominally: memory is taken as written) with protection k+m and, if there are
 // enough drives, PGs that take turns over them. At the end of the test it checks that no Buf of the arena is left.
+//
+// The data of requests that fail is held on to for a while, as by a drive that has not answered and reads shared memory: it fails the
+// test if that memory changes.
 func New(t testing.TB, n, k, m int) *Cluster {
 	arena, err := wire.NewArena(256 << 20)
 	if err != nil {
@@ -83,6 +99,9 @@ func New(t testing.TB, n, k, m int) *Cluster {
 		c.m.PGs = append(c.m.PGs, pg)
 	}
 	t.Cleanup(func() {
+		c.mu.Lock()
+		c.giveBack(0)
+		c.mu.Unlock()
 		for range 400 {
 			if arena.Used() == 0 {
 				return
@@ -249,6 +268,29 @@ func (c *Cluster) Snapshot(t testing.TB) *Cluster {
 
 // Ask answers as route.Router.Drive does.
 func (c *Cluster) Ask(ctx context.Context, d wire.DriveID, call *rpc.Call) error {
+	err := c.ask(ctx, d, call)
+	if err != nil && call.Data.Len() > 0 {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.lent = append(c.lent, loan{call.Data.Retain(), flat(call.Data), fmt.Sprintf("method %#x of drive %d, %v", call.Method, d, err)})
+		c.giveBack(maxLoans)
+	}
+	return err
+}
+
+// giveBack ends the oldest loans, so that at most `left` are left. mu is held.
+func (c *Cluster) giveBack(left int) {
+	for len(c.lent) > left {
+		l := c.lent[0]
+		c.lent = c.lent[1:]
+		if !bytes.Equal(flat(l.data), l.was) {
+			c.t.Errorf("memory was written while a drive may still read it: %s", l.what)
+		}
+		l.data.Release()
+	}
+}
+
+func (c *Cluster) ask(ctx context.Context, d wire.DriveID, call *rpc.Call) error {
 	dr := c.drives[d]
 	if dr == nil {
 		return wire.Errorf("storetest", wire.KindUnavailable, "", "no drive %d", d)
