@@ -89,6 +89,11 @@ bench-drive: build deps ## measure one drive against fio on the same device: dis
 	@$(GO) build -trimpath -o bin/drivespeed ./bench/drivespeed
 	CRAKE_BIN=$(CURDIR)/bin/crake bin/drivespeed $(BENCHFLAGS)
 
+.PHONY: bench-wire
+bench-wire: ## measure one request and its answer against a bare exchange over a unix socket, with and without spinning
+	@$(GO) build -trimpath -o bin/wirespeed ./bench/wirespeed
+	bin/wirespeed $(BENCHFLAGS)
+
 .PHONY: bench-drive-perf
 bench-drive-perf: deps ## the same with profiles of both sides by perf: BENCHFLAGS='--devices disk --runs 1'
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/symbols/crake ./cmd/crake

@@ -12,6 +12,7 @@
 //  4. speed: `make bench`, the figures of BENCHMARKS.md.
 //  5. drivespeed: `make bench-drive`, one drive against fio on the same device; with internal/driveload (requests to a drive, and
 //     the comparison of what it gives), internal/fio and internal/pinned (processes on one core each, that never outlive us).
+//  6. wirespeed: `make bench-wire`, one request and its answer between two processes, against a bare exchange of as many bytes.
 //
 // # Who owns what
 //

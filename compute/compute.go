@@ -20,6 +20,7 @@ import (
 	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // process is all of one run.
@@ -28,6 +29,7 @@ type process struct {
 	log    *slog.Logger
 	arena  *wire.Arena
 	router *route.Router
+	spin   *spin.Spinner // nil: the core is not ours alone
 	store  *store.Store
 	owner  *own.Owner
 	sess   *session.Tracker
@@ -72,6 +74,9 @@ func newProcess(cfg Config) (*process, error) {
 	}
 	p := &process{cfg: cfg, log: cfg.Log, lease: own.NewLease(own.BootClock)}
 	p.leaser.p = p
+	if cfg.DedicatedCore {
+		p.spin = spin.New()
+	}
 	if p.arena, err = wire.NewArena(int(cfg.Arena)); err != nil {
 		return nil, fmt.Errorf("arena of %d bytes: %w", cfg.Arena, err)
 	}
@@ -81,7 +86,7 @@ func newProcess(cfg Config) (*process, error) {
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: cfg.Proc, Version: cfg.Version}
 	p.router = route.New(route.Config{
 		Self: self, Mgmt: cfg.Mgmt, Wire: cfg.Wire, Identity: id, TLS: cfg.Encrypt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
-		Capture: cfg.Capture,
+		Spin: p.spin, Capture: cfg.Capture,
 	})
 	p.member = p.newMember(self)
 	p.store = store.New(store.Config{
@@ -120,12 +125,19 @@ func (p *process) run(ctx context.Context) error {
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	var wg sync.WaitGroup
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	wg.Go(func() {
 		if err := p.listener.Serve(inner); err != nil && inner.Err() == nil {
 			failed <- err
 		}
 	})
+	if p.spin != nil {
+		wg.Go(func() {
+			if err := p.spin.Run(inner); err != nil {
+				failed <- err
+			}
+		})
+	}
 	err := p.register(ctx)
 	if err == nil {
 		wg.Go(func() { _ = p.router.Run(inner) }) // these four always give nil

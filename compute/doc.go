@@ -37,6 +37,7 @@
 //	own.Owner      one life a bucket, with its database's Run, orphans, leak search; waited for in Owner.Close
 //	lease.Manager  one a recall under way; waited for in Manager.Close (end of the life)
 //	server         at most one refresh of statfs; waited for in Server.Wait
+//	spin           one, where the process has its core to itself; waited for at the end of Run
 //	rpc            one a request, at most server.MaxHandlers a connection
 //
 // # Lock order

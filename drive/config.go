@@ -50,6 +50,8 @@ type Config struct {
 	Cores []uint32
 	// Capture is where people can look at the frames; nil: nowhere.
 	Capture *capture.Tap
+	// DedicatedCore says that the process has its core to itself, so that it may spin.
+	DedicatedCore bool
 	// Log gets events; nil is slog.Default().
 	Log *slog.Logger
 	// Net is the network of "mem:" addresses, for tests; nil else.

@@ -3,15 +3,17 @@
 //
 // # How a Put travels
 //
-//  1. wire/rpc lands the data section in Bufs of the arena and calls internal/server, which decodes the request, finds the
-//     device's store and calls Put in the same goroutine.
+//  1. wire/rpc lands the data section in Bufs and offers the request to server.Start, in the connection's reading goroutine; a Put or
+//     Append that can begin at once needs no other. What must wait (for a slot, for another operation on the id), what is wrong, and what
+//     is there already goes to a goroutine, which does the same and waits.
 //  2. internal/store begins the operation under the store's lock: epoch against the newest seen of the bucket, nobody else
 //     at work on the id, not there already, room; it allocates blocks and submits a journal record.
-//  3. When its turn comes (internal/sched) it writes the data, from the Buf. Meanwhile the journal's goroutine writes all
-//     records that wait as one batch.
+//  3. When its turn comes (internal/sched) the data is written, from the Bufs. What one read of the socket has brought is begun by one
+//     system call (Kick), with the records of all of it as one batch of the journal; while a batch is under way, the next one collects.
 //  4. When both are done it joins a flush that is shared by all who wait, if the device has a volatile cache. An operation that is
 //     alone makes its writes durable by themselves instead: a single one always, these two where the device can without a flush.
-//  5. Only now the strip enters the index, where reads and lists see it, and the answer leaves.
+//  5. Only now the strip enters the index, where reads and lists see it, and the answer leaves: all this is done by the goroutine that
+//     ends IO, step by step (store.Writing).
 //
 // An Append is one write (and the shared flush): blocks are given to a segment in chunks by a journal record that is
 // durable before data goes there, and the end of a segment is found from its records (wire.SegRecord). A Delete is a journal record;
@@ -23,14 +25,16 @@
 //
 // It needs no goroutine: wire/rpc offers it to server.Start in the connection's reading goroutine. All its ranges are looked up under
 // a short read lock, each piece waits for its turn, and what one read of the socket has brought is begun by one system call (Kick). The
-// device fills one Buf, and whoever ends the last piece answers with it, uncopied; answers that end together leave together. A read of
-// a file in memory is done at once instead, and where IO blocks (pread on a disk) a goroutine does all this and waits. A
+// device fills one Buf, and whoever ends the last piece answers with it, uncopied; answers that end together leave together. A short read
+// of a file in memory is done at once instead, and where IO blocks (pread on a disk) goroutines do it (blockio.Background). A
 // connection is not over before every such request is answered, so a store may be closed after that.
 //
 // # How IO is done
 //
 // One io_uring a process (internal/blockio/ring.go): whoever has queued IO submits it, one goroutine ends all, and no thread waits.
 // Where the kernel has none or forbids it, and for files in memory, it is pread and pwrite; Info().EngineReason says why.
+//
+// With Config.DedicatedCore the process spins for a while before it sleeps, and finds requests and completions so (wire/spin).
 //
 // # What a crash leaves
 //
@@ -43,9 +47,9 @@
 // # Goroutines and who owns them
 //
 //   - Run: the listener, and goroutines of wire/rpc for requests that Start does not take; route.Router.Run, which keeps the map (who
-//     asks is in it, and on which server); live (registration, heartbeats), SendEvents, watchDevices (are the devices where and what they were), trim.
-//   - store.Run, one a device: checkpoints; it starts the journal's goroutine, the scrub, the discards, and one that drains at
-//     the end.
+//     asks is in it, and on which server); live (registration, heartbeats), SendEvents, watchDevices (are the devices where and what they were), trim; with a
+//     core of its own the spinner.
+//   - store.Run, one a device: checkpoints; it starts the scrub, the discards, and one that drains at the end.
 //   - blockio.NewEngine: the reaper, and a thread for discards. Engine.Close ends them, after all devices and before the arena.
 //
 // Registration, heartbeats, events and the goodbye are package wire/member; member.go says what a drive's heartbeat carries, and
@@ -60,7 +64,7 @@
 //
 // # Reading order
 //
-// FORMAT.md, internal/format, internal/index (index.go, replay.go, alloc.go), internal/image, internal/store (store.go, put.go, append.go,
+// FORMAT.md, internal/format, internal/index (index.go, replay.go, alloc.go), internal/image, internal/store (store.go, write.go, put.go, append.go,
 // free.go, read.go, journal.go, recover.go, checkpoint.go, discard.go, scrub.go), internal/sched, internal/health, internal/blockio,
 // internal/server, run.go. How fast it is beside fio on the same device, and what the wire takes of that, `make bench-drive`
 // measures; BENCHMARKS.md has the table.
@@ -89,6 +93,10 @@
 //     store.TestScrub.
 //   - Discards and crashes: store.TestDiscardCrashes, TestDiscardWaits, TestDiscardExcludes. Registered memory that Trim takes:
 //     blockio.TestTrimUnregisters. A ring that makes no sense: blockio.TestBroken, FuzzCompletions, uring.FuzzRing.
+//   - Memory that a peer has lent changes under way: his strip or segment is damaged, and nothing else:
+//     store.TestDataChangesUnderWay, store.TestRecordsChangeWhileParsed, blockio.TestForeignMemory.
+//   - An operation that nobody waits for, with a fence, the same id again, or the end of the store: store.TestStartedIsWaitedFor,
+//     server.TestMutations; a burst of them cut off anywhere: store.TestCrashExhaustive.
 //   - One connection, or the scrub, wants all of the device: the tests of internal/sched.
 //   - A device that is not ours, or in use: TestFormatRefuses, TestOpenRefuses, blockio.TestExclusive.
 //   - A newer run of the process exists: TestStaleRunEnds. Mgmt being away is no failure: the drive serves on.

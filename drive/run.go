@@ -19,6 +19,7 @@ import (
 	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // process is one run of a drive process.
@@ -26,6 +27,7 @@ type process struct {
 	// Immutable after start.
 	cfg    Config
 	log    *slog.Logger
+	spin   *spin.Spinner // nil: the core is not ours alone
 	arena  *wire.Arena
 	engine *blockio.Engine
 	stores []*store.Store
@@ -50,6 +52,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
+	if cfg.DedicatedCore {
+		p.spin = spin.New()
+	}
 	if p.cfg.Arena == 0 {
 		p.cfg.Arena = defaultArenaBytes
 	}
@@ -57,11 +62,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.arena.Close()) }()
-	if p.engine, err = blockio.NewEngine(blockio.EngineConfig{Choice: blockio.Choice(p.cfg.Engine), Arena: p.arena, Log: p.log}); err != nil {
+	if p.engine, err = blockio.NewEngine(blockio.EngineConfig{Choice: blockio.Choice(p.cfg.Engine), Arena: p.arena, Spin: p.spin, Log: p.log}); err != nil {
 		return err
 	}
 	p.router = route.New(route.Config{Self: p.self(), Mgmt: p.cfg.Mgmt, Wire: p.cfg.Wire, Identity: id, TLS: p.cfg.Encrypt, Arena: p.arena,
-		Net: p.cfg.Net, Log: p.log, Capture: p.cfg.Capture})
+		Net: p.cfg.Net, Spin: p.spin, Log: p.log, Capture: p.cfg.Capture})
 	defer p.router.Close()
 	p.member = p.newMember()
 	defer func() { err = errors.Join(err, p.closeDevices(), p.engine.Close()) }()
@@ -149,6 +154,9 @@ func (p *process) serve(ctx context.Context) error {
 		})
 	}
 	task(l.Serve)
+	if p.spin != nil {
+		task(p.spin.Run)
+	}
 	task(p.live)
 	task(p.router.Run)
 	task(p.member.SendEvents)

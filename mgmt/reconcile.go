@@ -73,12 +73,15 @@ func (w *worker) reconcile(ctx context.Context) error {
 	var specs, failed []supervise.Spec
 	var leaving []string
 	w.d.Look(func(_ leader.Millis, c *leader.Core) {
-		pin := 0
+		pin, dedicated := 0, w.coresAreDedicated(c.State())
 		for _, id := range c.State().ProcIDs() {
 			p := c.State().Procs[id]
 			spec := w.spec(c.State(), p, pin)
 			if p.Role != wire.RoleFrontend {
 				pin++
+				if dedicated {
+					spec.Args = append(spec.Args, "--dedicated-core")
+				}
 			}
 			switch {
 			case !p.Wanted && p.Role == wire.RoleCompute && !ownsAny(c.State(), id):
@@ -108,6 +111,19 @@ func (w *worker) reconcile(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// coresAreDedicated says that each pinned process has a core to itself, and may spin there: they are fewer than the cores, so that what is
+// not pinned (mgmt, the mounts, all else on the machine) has a place too. A process that was told so and gets company later
+// notices by itself; see wire/spin.
+func (w *worker) coresAreDedicated(s *leader.State) bool {
+	n := 0
+	for _, p := range s.Procs {
+		if p.Role != wire.RoleFrontend {
+			n++
+		}
+	}
+	return n < len(w.cores)
 }
 
 func ownsAny(s *leader.State, id wire.ProcID) bool {

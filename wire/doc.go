@@ -58,9 +58,6 @@
 //   - A unix path of another server exists here by chance: never dialled (route: TestReach, TestPathOfAnotherServer).
 //   - Somebody who is not on this server wants our memory: gets none (route: TestSameServer).
 //   - Mgmt is away: the last map stays in use (route: TestWatch); a watch that it lost is put anew (route: TestKick).
-//   - People look at the frames and do not keep up: nobody waits for them (rpc: TestCaptureNeverBlocks; see packages capture and dump).
-//   - MESSAGES.md or the table of methods does not say what the declarations say: internal/gen: TestGeneratedIsUpToDate,
-//     TestEverythingIsExplained.
 //   - A process dies, or a connection breaks, with data lent, borrowed or passed on: what is lent is not used again while anybody can touch it,
 //     also a device of a third process, and comes back then (rpc: TestShmForwarderDies, TestShmBorrowerDies, TestShmConnectionEnds,
 //     TestShmLenderDies; TestLoan).
@@ -71,6 +68,10 @@
 //     nothing back: refused or disconnected, bounded (rpc: TestShmOffers, TestShmHostileChannel, TestShmHostileFrames, TestShmMemoryChanges,
 //     TestShmNeverReleases, FuzzChannel; TestDescriptorIsReadOnly). A peer that changes memory of its own that it has lent is not found out.
 //   - Memory is given to the system, or the arena closed, while it is lent: not before it is back (TestTrimLeavesLent, TestCloseWhileLent).
+//   - People look at the frames and do not keep up: nobody waits for them (rpc: TestCaptureNeverBlocks; see packages capture and dump).
+//   - MESSAGES.md or the table of methods does not say what the declarations say: internal/gen: TestGeneratedIsUpToDate,
+//     TestEverythingIsExplained.
+//   - A process that spins for messages gets company on its core, or has nothing to do: see package spin.
 //   - A leaked or doubly released Buf: found by tests with ArenaDebug (TestArenaFindsMistakes, TestBufsAreUsedAgain).
 //
 // # Reading order
@@ -78,7 +79,7 @@
 // ids.go (the vocabulary), errors.go, limits.go, clustermap.go, buf.go (the zero-copy rule), arena.go and arena_buddy.go (where Bufs
 // come from), lend.go, loan.go and foreign.go (Bufs between processes), message.go and codec.go (how messages are encoded), msg_*.go (the
 // messages, by who answers them), segrecord.go (what lies in a segment); then identity (who a process is), rpc (connections), route (who owns
-// what, and the one place for retries) and member (a process's life with mgmt).
+// what, and the one place for retries) and member (a process's life with mgmt); spin, where a process has a core to itself.
 //
 // PROTOCOL.md is the specification of the bytes and of their use, MESSAGES.md lists all methods and messages; testdata/client is a client in
 // Python that was written from both alone. Packages capture and dump show what processes say.

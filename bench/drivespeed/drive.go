@@ -30,7 +30,8 @@ type server struct {
 }
 
 // startDrive formats the first half of a device and serves it as mgmt would start it.
-func startDrive(ctx context.Context, cfg *config, d *device) (*server, error) {
+func (r *runner) startDrive(ctx context.Context, d *device) (*server, error) {
+	cfg := r.cfg
 	fctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	format := exec.CommandContext(fctx, cfg.bin, "drive", "format", d.path, "--cluster", benchCluster.String(),
@@ -44,9 +45,10 @@ func startDrive(ctx context.Context, cfg *config, d *device) (*server, error) {
 	}
 	addr := "unix:" + filepath.Join(d.dir, "drive.sock")
 	cmd := exec.Command(cfg.bin, "drive", "--name", "drive0", "--proc", "2", "--cluster", benchCluster.String(), "--device", d.path,
-		"--drive-id", fmt.Sprint(benchDrive), "--mgmt", mgmt.Addr, "--identity", mgmt.Drive, "--listen", addr)
+		"--drive-id", fmt.Sprint(benchDrive), "--mgmt", mgmt.Addr, "--identity", mgmt.Drive, "--listen", addr,
+		fmt.Sprintf("--dedicated-core=%v", cfg.spin))
 	s, err := startServer(ctx, cfg, cmd, d.dir, driveload.Config{
-		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size, Identity: mgmt.Identity,
+		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size, Identity: mgmt.Identity, Spin: r.spin,
 	})
 	if err != nil {
 		return nil, errors.Join(err, mgmt.Close())
@@ -56,14 +58,15 @@ func startDrive(ctx context.Context, cfg *config, d *device) (*server, error) {
 }
 
 // startEcho starts this binary as the echo.
-func startEcho(ctx context.Context, cfg *config, dir string) (*server, error) {
+func (r *runner) startEcho(ctx context.Context, dir string) (*server, error) {
+	cfg := r.cfg
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	addr := "unix:" + filepath.Join(dir, "echo.sock")
-	return startServer(ctx, cfg, exec.Command(exe, echoCommand, addr), dir, driveload.Config{
-		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size, Echo: true,
+	return startServer(ctx, cfg, exec.Command(exe, echoCommand, addr, fmt.Sprint(cfg.spin)), dir, driveload.Config{
+		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size, Spin: r.spin, Echo: true,
 	})
 }
 

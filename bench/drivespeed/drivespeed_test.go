@@ -22,8 +22,8 @@ import (
 
 // TestMain makes this binary the echo, as main does.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == echoCommand {
-		exit(echoMain(os.Args[2]))
+	if len(os.Args) == 4 && os.Args[1] == echoCommand {
+		exit(echoMain(os.Args[2], os.Args[3] == "true"))
 	}
 	os.Exit(m.Run())
 }
@@ -186,7 +186,7 @@ func TestNoDrive(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if _, err := startDrive(t.Context(), cfg, d); err == nil || !strings.Contains(err.Error(), "crake drive format") {
+	if _, err := (&runner{cfg: cfg}).startDrive(t.Context(), d); err == nil || !strings.Contains(err.Error(), "crake drive format") {
 		t.Errorf("a binary that only fails: %v", err)
 	}
 	cfg.bin = filepath.Join(t.TempDir(), "half")
@@ -198,11 +198,11 @@ func TestNoDrive(t *testing.T) {
 	write("exec sleep 1000")
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if _, err := startDrive(ctx, cfg, d); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := (&runner{cfg: cfg}).startDrive(ctx, d); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a drive that never answers: %v", err)
 	}
 	write("echo 'the device is too wet' >&2; exit 3")
-	if _, err := startDrive(t.Context(), cfg, d); err == nil || !strings.Contains(err.Error(), "too wet") {
+	if _, err := (&runner{cfg: cfg}).startDrive(t.Context(), d); err == nil || !strings.Contains(err.Error(), "too wet") {
 		t.Errorf("a drive that does not start: %v", err)
 	}
 }
@@ -348,6 +348,12 @@ func TestJudge(t *testing.T) {
 	} {
 		r := &row{Fio: map[fioEngine]*series{ioUring: one(100, 1, 0), psync: one(90, 1, 0)}, Wire: c.wire, Crake: c.crake, job: job{driveload.Put, c.depth}}
 		r.judge()
+		if spun := *r; strings.Contains(c.want, "CPU") {
+			spun.spin = true
+			if spun.judge(); spun.Verdict != "MISSED" {
+				t.Errorf("%+v, spinning: %q", c, spun.Verdict)
+			}
+		}
 		if r.Verdict != c.want || r.Best != ioUring || r.Bound < c.bound*0.999 || r.Bound > c.bound*1.001 {
 			t.Errorf("%+v: %q by %s, bound %g", c, r.Verdict, r.Best, r.Bound)
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/crakefs/crake/bench/internal/fio"
 	"github.com/crakefs/crake/bench/internal/pinned"
 	"github.com/crakefs/crake/wire/procfs"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // config is what the command line says.
@@ -41,6 +42,7 @@ type config struct {
 	jobs    []job
 	format  string
 	perf    bool
+	spin    bool // both sides may spin, each having its core to itself
 	cores   cores
 }
 
@@ -58,8 +60,8 @@ type cores struct {
 }
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == echoCommand {
-		exit(echoMain(os.Args[2]))
+	if len(os.Args) == 4 && os.Args[1] == echoCommand {
+		exit(echoMain(os.Args[2], os.Args[3] == "true"))
 	}
 	cfg, err := parse(os.Args[1:], os.Stderr)
 	if errors.Is(err, flag.ErrHelp) {
@@ -105,6 +107,7 @@ func parse(args []string, out io.Writer) (*config, error) {
 	jobs := fs.String("jobs", "all", "which jobs: "+strings.Join(jobNames(allJobs()), ","))
 	fs.StringVar(&cfg.format, "f", formatTable, "what to print: table, markdown or json")
 	fs.BoolVar(&cfg.perf, "perf", false, "record profiles of both sides with perf, and print where their time goes")
+	fs.BoolVar(&cfg.spin, "spin", true, "both sides wait by looking for a moment before they sleep, as a process does that has its core to itself (--dedicated-core)")
 	where := fs.String("cores", "", "core of the drive and of fio, and core of the load, such as 1,0 (default: the last and the first)")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
@@ -200,8 +203,20 @@ func pinSelf(cfg *config) error {
 // echoCommand makes this binary the echo: see driveload.ServeEcho.
 const echoCommand = "echo"
 
-func echoMain(addr string) error {
+func echoMain(addr string, spins bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	return driveload.ServeEcho(ctx, addr, benchCluster)
+	s, end := startSpinner(ctx, spins)
+	return errors.Join(driveload.ServeEcho(ctx, addr, benchCluster, s), end())
+}
+
+// startSpinner starts a spinner where one is wanted, else gives nil. end waits until it has ended with ctx.
+func startSpinner(ctx context.Context, wanted bool) (s *spin.Spinner, end func() error) {
+	if !wanted {
+		return nil, func() error { return nil }
+	}
+	s = spin.New()
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	return s, func() error { return <-done }
 }

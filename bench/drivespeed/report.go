@@ -68,7 +68,8 @@ type row struct {
 	Bound   float64 `json:"bound_per_second"`
 	Verdict string  `json:"verdict"`
 
-	job job
+	job  job
+	spin bool // both sides spin: how busy they are says nothing
 }
 
 // deviceInfo is what the drive says of a device.
@@ -94,6 +95,7 @@ type report struct {
 	Size      int64        `json:"size_bytes"`
 	Runs      int          `json:"runs"`
 	Seconds   float64      `json:"seconds"`
+	Spin      bool         `json:"spin"` // both sides: processor time is also what was spun
 	Devices   []deviceInfo `json:"devices"`
 	Rows      []*row       `json:"rows"`
 	Profiles  []*profile   `json:"profiles,omitempty"`
@@ -105,7 +107,7 @@ type report struct {
 func newReport(cfg *config) *report {
 	rep := &report{
 		Time: time.Now().UTC(), Go: runtime.Version(), DriveCore: cfg.cores.drive, LoadCore: cfg.cores.load, Size: cfg.size,
-		Runs: cfg.runs, Seconds: cfg.seconds, wire: map[string]*series{}, bare: map[string]*series{}, Version: firstLine(cfg.bin, "version"), Fio: firstLine("fio", "--version"),
+		Runs: cfg.runs, Seconds: cfg.seconds, Spin: cfg.spin, wire: map[string]*series{}, bare: map[string]*series{}, Version: firstLine(cfg.bin, "version"), Fio: firstLine("fio", "--version"),
 	}
 	rep.Kernel, rep.Model = machine.Kernel(), machine.Model()
 	return rep
@@ -149,7 +151,7 @@ func (rep *report) row(d *device, j job) *row {
 	}
 	r := &row{
 		Device: d.name, Job: j.name(), Unit: j.unit(), Fio: map[fioEngine]*series{}, Wire: rep.wire[j.name()], Bare: rep.bare[j.name()], Crake: &series{},
-		job: j,
+		job: j, spin: rep.Spin,
 	}
 	rep.Rows = append(rep.Rows, r)
 	return r
@@ -188,9 +190,9 @@ func (r *row) judge() {
 		r.Verdict = "reached"
 	case r.Crake.middle(perSecond) >= target*r.Bound:
 		r.Verdict = "limit: the wire"
-	case r.Crake.middle(busyOf) >= busyCore:
+	case !r.spin && r.Crake.middle(busyOf) >= busyCore:
 		r.Verdict = "limit: CPU of the drive"
-	case r.Crake.middle(loadOf) >= busyCore:
+	case !r.spin && r.Crake.middle(loadOf) >= busyCore:
 		r.Verdict = "limit: CPU of the load"
 	default:
 		r.Verdict = "MISSED"
@@ -249,7 +251,11 @@ func (rep *report) write(w io.Writer, format string) error {
 func (rep *report) writeHead(w io.Writer) {
 	fmt.Fprintf(w, "%s\n%s against %s, kernel %s, %s, drive on core %d, load on core %d (%s)\n", rep.Time.Format("2006-01-02 15:04 UTC"),
 		rep.Version, rep.Fio, rep.Kernel, rep.Go, rep.DriveCore, rep.LoadCore, rep.Model)
-	fmt.Fprintf(w, "median (low to high) of %d runs of %g s; %d MiB are read; us/op is processor time\n", rep.Runs, rep.Seconds, rep.Size>>20)
+	fmt.Fprintf(w, "median (low to high) of %d runs of %g s; %d MiB are read; us/op is processor time", rep.Runs, rep.Seconds, rep.Size>>20)
+	if rep.Spin {
+		fmt.Fprint(w, ", also what was spun (--spin=false: without)")
+	}
+	fmt.Fprintln(w)
 	for _, d := range rep.Devices {
 		fmt.Fprintf(w, "%s: engine %s, flush %s, O_DIRECT %v", d.Name, d.Engine, d.Flush, d.Direct)
 		if d.Strays > 0 {

@@ -11,19 +11,28 @@ import (
 	"github.com/crakefs/crake/bench/internal/driveload"
 	"github.com/crakefs/crake/bench/internal/fio"
 	"github.com/crakefs/crake/bench/internal/pinned"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // runner is one run of the tool.
 type runner struct {
 	cfg      *config
 	rep      *report
+	spin     *spin.Spinner // of this process; nil: it does not spin
 	progress io.Writer
 }
 
 // run measures everything: first what the wire alone can do, then each device. On each, fio and Crake take turns, job by job; the
 // drive process is stopped while fio runs, so that it takes nothing from it. What was measured until an error is in the report.
-func run(ctx context.Context, cfg *config, progress io.Writer) (*report, error) {
+func run(ctx context.Context, cfg *config, progress io.Writer) (rep *report, err error) {
 	r := &runner{cfg: cfg, rep: newReport(cfg), progress: progress}
+	sctx, cancel := context.WithCancel(ctx)
+	var end func() error
+	r.spin, end = startSpinner(sctx, cfg.spin)
+	defer func() {
+		cancel()
+		err = errors.Join(err, end())
+	}()
 	if err := r.wire(ctx); err != nil {
 		return nil, fmt.Errorf("echo: %w", err)
 	}
@@ -44,7 +53,7 @@ func (r *runner) wire(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	return r.serve(func() (*server, error) { return startEcho(ctx, r.cfg, dir) }, func(s *server) error {
+	return r.serve(func() (*server, error) { return r.startEcho(ctx, dir) }, func(s *server) error {
 		for i := range r.cfg.runs {
 			for _, j := range r.cfg.jobs {
 				r.say("wire only, %s (%d of %d)", j.name(), i+1, r.cfg.runs)
@@ -87,7 +96,7 @@ func (r *runner) device(ctx context.Context, name string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	return r.serve(func() (*server, error) { return startDrive(ctx, r.cfg, d) }, func(s *server) error {
+	return r.serve(func() (*server, error) { return r.startDrive(ctx, d) }, func(s *server) error {
 		st, err := s.Stat(ctx)
 		if err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	"github.com/crakefs/crake/wire/capture"
 	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/rpc"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // Config configures a Router.
@@ -35,6 +36,8 @@ type Config struct {
 	Net *rpc.Mem
 	// Capture is as in rpc.Options.
 	Capture *capture.Tap
+	// Spin is told of what arrives on the router's connections; nil: nobody.
+	Spin *spin.Spinner
 	// Log gets events; nil is slog.Default().
 	Log *slog.Logger
 }
@@ -68,7 +71,7 @@ func New(c Config) *Router {
 // options gives what all connections of the process have in common, made or taken.
 func (r *Router) options() rpc.Options {
 	return rpc.Options{
-		Self: r.c.Self, Arena: r.c.Arena, Net: r.c.Net, Log: r.c.Log,
+		Self: r.c.Self, Arena: r.c.Arena, Net: r.c.Net, Spin: r.c.Spin, Log: r.c.Log,
 		Identity: r.c.Identity, Admit: r.Admit, TLS: r.c.TLS, Capture: r.c.Capture, Shm: r.c.Wire.shm() && r.c.Arena != nil, ShmWith: r.SameServer,
 		Generation: r.generation, OnGeneration: func(wire.Generation) { r.refresh() },
 	}

@@ -21,6 +21,10 @@ var transports = []transport{
 		w.addr = "unix:" + t.TempDir() + "/s"
 		w.server.Shm, w.client.Shm = true, true
 	}},
+	{transportSpin, func(t testing.TB, w *world) {
+		w.addr = "unix:" + t.TempDir() + "/s"
+		w.spin()
+	}},
 	{"mem", func(_ testing.TB, w *world) {
 		m := NewMem()
 		w.addr, w.server.Net, w.client.Net = "mem:s", m.Host("server"), m.Host("client")

@@ -73,7 +73,7 @@ func dialled(ctx context.Context, s stream, addr string, o Options) (*Conn, erro
 		err = openChannel(s, own, peer, true)
 	}
 	if !stop() {
-		closeChannel(s)
+		closeChannel(inner)
 		return nil, wire.E("rpc.handshake", wire.KindTimeout, inner.name(), errors.Join(ctx.Err(), err))
 	}
 	if err != nil {

@@ -21,9 +21,6 @@
 // A call that is given up stays registered, with its share of the window, until the peer answers: so the bound of the peer holds
 // whatever the caller does. A request that has not begun to be written is taken back instead.
 //
-// Where Options.Capture is set, people can look at the frames (package capture): the reader shows a frame when it has verified it, the
-// writer when it takes it to be written next.
-//
 // # Data by reference
 //
 // Where both sides want it (Options.Shm, ShmWith) and the connection is a unix socket, data stays in the sender's arena, which the receiver has
@@ -38,6 +35,11 @@
 //     (shm_release.go), and the lender lets its Bufs go.
 //  5. When the connection has ended, what is lent stays in quarantine until the life pipe reads end-of-file: until all who could touch it have
 //     released it, or have died.
+//
+// # Looking at frames
+//
+// Where Options.Capture is set, people can look at the frames (package capture): the reader shows a frame when it has verified it, the
+// writer when it takes it to be written next.
 //
 // # Waiting for memory
 //
@@ -56,6 +58,8 @@
 // Conn: read, writer.run, watch, finish (waits for the others and calls OnClose), handlers, and shm.run (the descriptor channel) where there is
 // one. They start with the connection and end with it: Close, the end of Listener.Serve, Pool.Close. lender.quarantine outlives
 // it, as long as others hold what it lent. Closing a descriptor that a peer sent and that is not what it should be has a goroutine of its own. Pool: one for each dial under way. Listener: one for each connection.
+//
+// Where Options.Spin is set, all that arrives is told to it; see package spin.
 //
 // Lock order: see Conn. Reading order: rpc.go, handshake.go, conn.go, call.go, window.go, writer.go, read.go, serve.go, taken.go,
 // reqctx.go, stream.go, auth.go, auth_conn.go, tls.go, dial.go, listen.go, pool.go, mem.go, limits.go; shm.go, shm_channel.go, shm_lend.go,

@@ -81,6 +81,7 @@ func (rd *reader) readv() (int, error) {
 	got, err := rd.c.s.readv(rd.vec)
 	clear(rd.vec)
 	rd.now = time.Time{}
+	rd.c.o.Spin.Note()
 	return got, err
 }
 

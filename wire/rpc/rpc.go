@@ -8,6 +8,7 @@ import (
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/capture"
 	"github.com/crakefs/crake/wire/identity"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // Self says who this process is, in the handshake.
@@ -77,6 +78,8 @@ type Options struct {
 	ShmWith func(peer Self) bool
 	// Capture is where people can look at the frames; nil: nowhere.
 	Capture *capture.Tap
+	// Spin, if not nil, is told of all that arrives.
+	Spin *spin.Spinner
 	// Log gets events (a peer dropped, a handshake refused); nil is slog.Default().
 	Log *slog.Logger
 }

@@ -284,7 +284,7 @@ func (r *shmRig) atTheDevice() {
 // stays says that what is lent is still out although its connection is over, and that nobody is given it.
 func (r *shmRig) stays(c *Conn) {
 	r.t.Helper()
-	for range 20 {
+	for range 4 {
 		r.reuse()
 		if s := r.arena.Stats(); s.Lent != 1<<20 || s.Used != 1<<20 {
 			r.t.Fatalf("%+v while a device reads the memory", s)

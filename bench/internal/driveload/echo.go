@@ -5,12 +5,13 @@ import (
 
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/rpc"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // ServeEcho answers as a drive would whose device takes no time: reads with arbitrary bytes from memory, writes with success. It
 // shows what the wire alone costs. As in a drive, reads have no goroutine and writes have one each. Beside it,
-// at BarePath, is the bare exchange. It returns when ctx ends.
-func ServeEcho(ctx context.Context, addr string, cluster wire.ClusterID) error {
+// at BarePath, is the bare exchange. spin, if not nil, is told of requests; its owner runs it. ServeEcho returns when ctx ends.
+func ServeEcho(ctx context.Context, addr string, cluster wire.ClusterID, spin *spin.Spinner) error {
 	arena, err := wire.NewArena(arenaBytes)
 	if err != nil {
 		return err
@@ -18,6 +19,7 @@ func ServeEcho(ctx context.Context, addr string, cluster wire.ClusterID) error {
 	e := &echo{arena: arena}
 	l, err := rpc.Listen(addr, rpc.Options{
 		Self: rpc.Self{Cluster: cluster, Role: wire.RoleDrive, Proc: 2, Version: "echo"}, Arena: arena, Handler: e.handle, Start: e.start,
+		Spin: spin,
 	})
 	if err != nil {
 		return err

@@ -272,7 +272,7 @@ func TestEcho(t *testing.T) {
 	addr := "unix:" + filepath.Join(t.TempDir(), "e")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- ServeEcho(ctx, addr, testCluster) }()
+	go func() { done <- ServeEcho(ctx, addr, testCluster, nil) }()
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {

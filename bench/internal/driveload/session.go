@@ -10,6 +10,7 @@ import (
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/rpc"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // Config says what to drive.
@@ -22,6 +23,8 @@ type Config struct {
 	WriteBytes int64
 	// Identity proves to the drive who asks; nil where it asks no proof.
 	Identity *identity.Identity
+	// Spin, if not nil, is told of answers; its owner runs it.
+	Spin *spin.Spinner
 	// Echo: the peer answers from memory with arbitrary bytes, so nothing is compared.
 	Echo bool
 }
@@ -55,6 +58,7 @@ func Dial(ctx context.Context, cfg Config) (*Session, error) {
 	s.next.Store(firstWritten)
 	s.conn, err = rpc.Dial(ctx, cfg.Addr, rpc.Options{
 		Self: rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: askerProc, Version: "drivespeed"}, Arena: arena, Identity: cfg.Identity,
+		Spin: cfg.Spin,
 	})
 	if err != nil {
 		return nil, errors.Join(err, arena.Close())

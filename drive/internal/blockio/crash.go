@@ -210,7 +210,7 @@ func (d *CrashDevice) Size() int64 { return int64(len(d.durable)) }
 // Info implements Device.
 func (d *CrashDevice) Info() Info {
 	i := Info{
-		Path: "crash device", Engine: "memory", EngineReason: "a test", Flush: flushThrough, NeedsFlush: d.volatile, FUA: true, Direct: true, Fast: true,
+		Path: "crash device", Engine: "memory", EngineReason: "a test", Flush: flushThrough, NeedsFlush: d.volatile, FUA: true, Direct: true,
 		Discard: discardNoise,
 	}
 	if d.volatile {

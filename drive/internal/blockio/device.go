@@ -44,13 +44,16 @@ type Device interface {
 	Close() error
 }
 
-// IO is one read or write of an Async device. Whoever makes it may use it again, also from Done.
+// IO is one read, write or flush of an Async device. Whoever makes it may use it again, also from Done.
 type IO struct {
 	// Immutable from Start until Done.
-	Write bool
-	Off   int64
-	P     []byte // aligned memory, borrowed until Done
-	// Done is called once, from the engine's goroutine, when the IO has ended; err as ReadAt and WriteAt give it. It must not
+	Flush   bool     // as Device.Flush; all else is unused then
+	Write   bool     // else a read
+	Durable bool     // of a write of P: as Durable.WriteDurable
+	Off     int64    // on the device
+	P       []byte   // memory, borrowed until Done; aligned, or it is copied
+	Vec     [][]byte // of a write, if not nil: what is written in place of P, as by Device.WriteVecAt; borrowed likewise
+	// Done is called once, from the engine's goroutine, when the IO has ended; err as the methods of Device give it. It must not
 	// block; it may call Start and Kick.
 	Done func(io *IO, err error)
 

@@ -6,7 +6,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/crakefs/crake/drive/internal/uring"
 	"github.com/crakefs/crake/wire"
 )
 
@@ -26,18 +25,6 @@ var (
 	_ Durable = (*CrashDevice)(nil)
 	_ Durable = (*FaultDevice)(nil)
 )
-
-// WriteDurable implements Durable.
-func (d *ringDevice) WriteDurable(p []byte, off int64) error {
-	if !isAligned(p) || !d.info.NeedsFlush {
-		return errors.Join(d.WriteAt(p, off), d.Flush())
-	}
-	w := d.g.waiter()
-	w.io.Write, w.io.Off, w.io.P = true, off, p
-	w.io.prepare(d)
-	w.io.flags = uring.WriteDsync
-	return d.g.wait(w)
-}
 
 // WriteDurable implements Durable.
 func (d *preadDevice) WriteDurable(p []byte, off int64) error {

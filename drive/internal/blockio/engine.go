@@ -8,6 +8,7 @@ import (
 
 	"github.com/crakefs/crake/drive/internal/uring"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // Choice says by which engine a process does the IO of its devices.
@@ -41,8 +42,9 @@ const (
 // EngineConfig configures an Engine.
 type EngineConfig struct {
 	Choice Choice
-	Arena  *wire.Arena  // where most IO lands; must outlive the engine. nil: none
-	Log    *slog.Logger // nil: slog.Default()
+	Arena  *wire.Arena   // where most IO lands; must outlive the engine. nil: none
+	Spin   *spin.Spinner // is told of completions; nil: nobody
+	Log    *slog.Logger  // nil: slog.Default()
 
 	// For tests and measurements.
 	setup     uring.Setup     // nil: the kernel's

@@ -235,3 +235,66 @@ func mincore(mem, vec []byte) error {
 	}
 	return nil
 }
+
+// TestForeignMemory: memory that is not of the arena, as that which another process lends (a mapping that can only be read), is written
+// from by plain IO, also when the arena is registered; in whole, in parts, durably, and from where it does not start on a block.
+func TestForeignMemory(t *testing.T) {
+	ds, arena := ringDevices(t, EngineConfig{}, 1, 8<<20)
+	d := ds[0]
+	const n = 16 * Align
+	fd, err := unix.MemfdCreate("lender", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	content := make([]byte, n)
+	fillPattern(content, 7)
+	if _, err := unix.Write(fd, content); err != nil {
+		t.Fatal(err)
+	}
+	lent, err := unix.Mmap(fd, 0, n, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Munmap(lent) }()
+	own := alloc(t, arena, n)
+	defer own.Release()
+	for i := range d.g.regions.state {
+		if !d.g.regions.register(i) {
+			t.Fatal("the arena is not registered")
+		}
+	}
+	if _, ok := d.g.regions.find(lent); ok {
+		t.Fatal("foreign memory is taken for the arena's")
+	}
+	for i, w := range []IO{
+		{P: lent}, {P: lent, Durable: true}, {Vec: [][]byte{lent[:Align], lent[Align:]}}, {Vec: [][]byte{lent[:Align], lent[Align : Align+100], lent[Align+100:]}},
+	} {
+		clear(own.Bytes())
+		if err := d.WriteAt(own.Bytes(), n); err != nil { // by the registered way
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		w.Write, w.Off, w.Done = true, n, func(_ *IO, err error) { done <- err }
+		d.Start(&w)
+		if w.fixed {
+			t.Errorf("write %d is one of registered memory", i)
+		}
+		d.Kick()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if err := d.ReadAt(own.Bytes(), n); err != nil || !bytes.Equal(own.Bytes(), content) {
+			t.Errorf("write %d: %v, or other bytes", i, err)
+		}
+	}
+	done := make(chan error, 1)
+	d.Start(&IO{Write: true, P: lent[100 : 100+Align], Done: func(_ *IO, err error) { done <- err }})
+	d.Kick()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if err := d.ReadAt(own.Bytes()[:Align], 0); err != nil || !bytes.Equal(own.Bytes()[:Align], content[100:100+Align]) {
+		t.Errorf("a write from the middle of a block: %v, or other bytes", err)
+	}
+}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/crakefs/crake/drive/internal/uring"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/spin"
 )
 
 // ring does the IO of all ringDevices of a process.
@@ -54,6 +55,7 @@ type ring struct {
 	block   chan func()       // what the blocker does
 	ended   chan struct{}     // closed when the reaper has ended
 	broken  func(error)       // what to do when the ring contradicts itself; does not return but in tests
+	spin    *spin.Spinner     // nil: none
 	log     *slog.Logger
 
 	reaping atomic.Bool  // the reaper is calling Dones, and will submit what they start
@@ -88,7 +90,7 @@ func newRing(cfg EngineConfig) (*ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &ring{r: r, enter: r.Submit, block: make(chan func()), ended: make(chan struct{}), log: cfg.Log, broken: cfg.broken}
+	g := &ring{r: r, enter: r.Submit, block: make(chan func()), ended: make(chan struct{}), log: cfg.Log, broken: cfg.broken, spin: cfg.Spin}
 	g.waiters.New = func() any {
 		w := &waiter{ch: make(chan error, 1)}
 		w.io.Done = func(_ *IO, err error) { w.ch <- err }
@@ -299,8 +301,11 @@ func (g *ring) reapAll() bool {
 			g.broken(err)
 			return true
 		}
-		if n > 0 && !g.complete(cqes[:n]) {
-			return true
+		if n > 0 {
+			g.spin.Note()
+			if !g.complete(cqes[:n]) {
+				return true
+			}
 		}
 		if g.regions != nil {
 			g.regions.registerHot()
@@ -373,7 +378,7 @@ func (g *ring) wait(w *waiter) error {
 	g.kick()
 	err := <-w.ch
 	g.waiting.Add(-1)
-	w.io.Write, w.io.Off, w.io.P = false, 0, nil // nothing of it is left for Flush, which sets none of it
+	w.io.P, w.io.Vec = nil, nil // not to keep memory that is given away
 	g.waiters.Put(w)
 	return err
 }

@@ -5,7 +5,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/crakefs/crake/drive/internal/uring"
 	"github.com/crakefs/crake/wire"
 )
 
@@ -97,10 +96,10 @@ func (d *ringDevice) Discard(off, n int64) error {
 // ReadAt implements Device.
 func (d *ringDevice) ReadAt(p []byte, off int64) error {
 	if isAligned(p) {
-		return d.readWrite(p, off, false)
+		return d.do(IO{P: p, Off: off})
 	}
 	b := AlignedBytes(len(p)) // rare: data lives in aligned Bufs
-	if err := d.readWrite(b, off, false); err != nil {
+	if err := d.do(IO{P: b, Off: off}); err != nil {
 		return err
 	}
 	copy(p, b)
@@ -109,47 +108,17 @@ func (d *ringDevice) ReadAt(p []byte, off int64) error {
 
 // WriteAt implements Device.
 func (d *ringDevice) WriteAt(p []byte, off int64) error {
-	if !isAligned(p) {
-		b := AlignedBytes(len(p)) // rare: data lives in aligned Bufs
-		copy(b, p)
-		p = b
-	}
-	return d.readWrite(p, off, true)
-}
-
-func (d *ringDevice) readWrite(p []byte, off int64, write bool) error {
-	w := d.g.waiter()
-	w.io.Write, w.io.Off, w.io.P = write, off, p
-	w.io.prepare(d)
-	return d.g.wait(w)
+	return d.do(IO{Write: true, P: p, Off: off})
 }
 
 // WriteVecAt implements Device.
 func (d *ringDevice) WriteVecAt(parts [][]byte, off int64) error {
-	total := partsLen(parts)
-	if err := checkRange("device.write", d.info.Path, off, total, d.size); err != nil {
-		return err
-	}
-	if !areSimple(parts) {
-		return d.WriteAt(gather(parts, total), off)
-	}
-	if len(parts) == 1 {
-		return d.WriteAt(parts[0], off)
-	}
-	w := d.g.waiter()
-	w.io.Write, w.io.Off = true, off
-	w.io.prepare(d)
-	if total > 0 {
-		w.io.op = uring.OpWritev
-	}
-	for _, p := range parts {
-		if len(p) > 0 {
-			v := unix.Iovec{Base: &p[0]}
-			v.SetLen(len(p))
-			w.io.parts = append(w.io.parts, v)
-		}
-	}
-	return d.g.wait(w)
+	return d.do(IO{Write: true, Vec: parts, Off: off})
+}
+
+// WriteDurable implements Durable.
+func (d *ringDevice) WriteDurable(p []byte, off int64) error {
+	return d.do(IO{Write: true, Durable: true, P: p, Off: off})
 }
 
 // Flush implements Device.
@@ -157,8 +126,14 @@ func (d *ringDevice) Flush() error {
 	if !d.info.NeedsFlush {
 		return nil
 	}
+	return d.do(IO{Flush: true})
+}
+
+// do does an IO of which the first fields are set, and waits for it.
+func (d *ringDevice) do(io IO) error {
 	w := d.g.waiter()
+	io.Done = w.io.Done
+	w.io = io
 	w.io.prepare(d)
-	w.io.op = uring.OpFsync
 	return d.g.wait(w)
 }

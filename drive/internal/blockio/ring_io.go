@@ -15,16 +15,60 @@ import (
 func (io *IO) prepare(d *ringDevice) {
 	io.dev, io.fail, io.tries, io.parts, io.flags = d, nil, 0, nil, 0
 	io.rest, io.at = io.P, io.Off
-	io.op = uring.OpRead
-	name := "device.read"
-	if io.Write {
-		io.op, name = uring.OpWrite, "device.write"
+	switch {
+	case io.Flush:
+		io.op = uring.OpFsync
+		if !d.info.NeedsFlush {
+			io.op = uring.OpNop
+		}
+	case io.Write:
+		io.prepareWrite()
+	default:
+		io.op = uring.OpRead
+		if io.fail = checkRange("device.read", d.info.Path, io.Off, len(io.P), d.size); io.fail == nil && !isAligned(io.P) {
+			io.fail = wire.Errorf("device.read", wire.KindInvalid, d.info.Path, "memory that does not start on a block")
+		}
 	}
-	if io.fail = checkRange(name, d.info.Path, io.Off, len(io.P), d.size); io.fail == nil && !isAligned(io.P) {
-		io.fail = wire.Errorf(name, wire.KindInvalid, d.info.Path, "memory that does not start on a block")
-	}
-	if io.fail != nil || len(io.P) == 0 {
+	if io.fail != nil || !io.Flush && io.bytes() == 0 {
 		io.op = uring.OpNop
+	}
+}
+
+// bytes gives the length of a read or write.
+func (io *IO) bytes() int {
+	if io.Vec != nil {
+		return partsLen(io.Vec)
+	}
+	return len(io.P)
+}
+
+// prepareWrite is prepare of a write.
+func (io *IO) prepareWrite() {
+	d, n := io.dev, io.bytes()
+	io.op = uring.OpWrite
+	if io.Durable && d.info.NeedsFlush {
+		io.flags = uring.WriteDsync
+	}
+	if io.fail = checkRange("device.write", d.info.Path, io.Off, n, d.size); io.fail != nil {
+		return
+	}
+	switch {
+	case io.Vec == nil && !isAligned(io.P):
+		io.rest = AlignedBytes(n) // rare: data lives in aligned Bufs
+		copy(io.rest, io.P)
+	case len(io.Vec) == 1 && isAligned(io.Vec[0]):
+		io.rest = io.Vec[0]
+	case io.Vec != nil && !areSimple(io.Vec):
+		io.rest = gather(io.Vec, n)
+	case io.Vec != nil:
+		io.op = uring.OpWritev
+		for _, p := range io.Vec {
+			if len(p) > 0 {
+				v := unix.Iovec{Base: &p[0]}
+				v.SetLen(len(p))
+				io.parts = append(io.parts, v)
+			}
+		}
 	}
 }
 
@@ -126,7 +170,7 @@ func (io *IO) errorOf(err error) error {
 	case uring.OpWritev:
 		return ioError("device.write", io.dev.info.Path, io.Off, int(io.at-io.Off)+iovecsLen(io.parts), err)
 	}
-	return ioError("device.write", io.dev.info.Path, io.Off, len(io.P), err)
+	return ioError("device.write", io.dev.info.Path, io.Off, io.bytes(), err)
 }
 
 // end gives io back to whoever started it, and lets Close go on when it was the last of the device.

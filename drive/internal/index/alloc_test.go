@@ -3,6 +3,7 @@ package index
 import (
 	"math/rand/v2"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"testing"
@@ -339,6 +340,34 @@ func TestFragmentation(t *testing.T) {
 			100*single, 100*large, w.refused, at(.5), at(.99), at(.9999), at(1))
 		if w.worst < c.worst || single < c.single || large < c.largeSingle || w.refused > 0 {
 			t.Errorf("%d%% full: want a longest run of %d, %.2f of all and %.2f of chunks in one run, none refused", c.percent, c.worst, c.single, c.largeSingle)
+		}
+	}
+}
+
+// TestMarkMany: many runs marked at once leave the allocator as Mark does one by one, in any order; a run that overlaps is refused.
+func TestMarkMany(t *testing.T) {
+	for seed := range uint64(20) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		blocks := uint64(1 + rng.IntN(70*groupBlocks))
+		one, many := NewAllocator(blocks), NewAllocator(blocks)
+		var runs []format.Run
+		for range 3000 {
+			start := rng.Uint64N(blocks)
+			r := format.MakeRun(start, int(min(1+rng.Uint64N(300), blocks-start)))
+			if one.Mark(r) {
+				runs = append(runs, r)
+			}
+		}
+		rng.Shuffle(len(runs), func(i, j int) { runs[i], runs[j] = runs[j], runs[i] })
+		if !many.markMany(slices.Values(runs)) {
+			t.Fatal("refused")
+		}
+		many.measure()
+		if !reflect.DeepEqual(one, many) {
+			t.Fatalf("seed %d: differs after %d runs of %d blocks", seed, len(runs), blocks)
+		}
+		if many.markMany(slices.Values(runs[:1])) || many.markMany(slices.Values([]format.Run{format.MakeRun(blocks, 1)})) {
+			t.Fatal("a run that is taken, or beyond the end, was not refused")
 		}
 	}
 }

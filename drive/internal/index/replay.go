@@ -126,16 +126,23 @@ func (x *Index) AppendRecords(s *Strip, dst []format.Record, memory []format.Run
 // BuildAllocator makes the allocator of a data area from what the index holds. Errors: KindCorrupt, when two overlap.
 func (x *Index) BuildAllocator(blocks uint64) (*Allocator, error) {
 	a := NewAllocator(blocks)
-	var err error
-	var one [1]format.Run
-	x.Ascend(wire.StripID{}, func(s Strip) bool {
-		for _, r := range x.runsOf(s.ID, s.e, one[:0]) {
-			if !a.Mark(r) {
-				err = wire.Errorf("drive.replay", wire.KindCorrupt, s.ID.String(), "blocks %d+%d belong to another strip too", r.Start(), r.Blocks())
-				return false
+	var last wire.StripID
+	var run format.Run
+	all := func(yield func(r format.Run) bool) {
+		var one [1]format.Run
+		x.Ascend(wire.StripID{}, func(s Strip) bool {
+			last = s.ID
+			for _, run = range x.runsOf(s.ID, s.e, one[:0]) {
+				if !yield(run) {
+					return false
+				}
 			}
-		}
-		return true
-	})
-	return a, err
+			return true
+		})
+	}
+	if !a.markMany(all) {
+		return nil, wire.Errorf("drive.replay", wire.KindCorrupt, last.String(), "blocks %d+%d belong to another strip too", run.Start(), run.Blocks())
+	}
+	a.measure()
+	return a, nil
 }

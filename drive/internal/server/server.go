@@ -17,8 +17,9 @@ type Server struct {
 	stores map[wire.DriveID]*store.Store
 	all    []*store.Store
 
-	pending sync.Pool // of *pending
-	burst   burst
+	pending   sync.Pool // of *pending
+	mutations sync.Pool // of *mutation
+	burst     burst
 }
 
 // New makes a server.
@@ -27,6 +28,11 @@ func New(stores []*store.Store) *Server {
 	s.pending.New = func() any {
 		p := &pending{s: s}
 		p.reading.Ended = p.ended
+		return p
+	}
+	s.mutations.New = func() any {
+		p := &mutation{s: s}
+		p.writing.Ended = p.ended
 		return p
 	}
 	for _, st := range stores {
@@ -38,10 +44,10 @@ func New(stores []*store.Store) *Server {
 // Handle answers one request; it is an rpc.Handler.
 func (s *Server) Handle(ctx context.Context, req *rpc.Request) (wire.Message, wire.Data, error) {
 	defer req.Data.Release()
-	m := req.Header.Method
-	if changes(m) && req.Conn != nil && req.Conn.Peer().Role == wire.RoleFrontend {
+	if mayNot(req) {
 		return nil, nil, wire.Errorf("drive.request", wire.KindPermission, "", "a frontend may read only")
 	}
+	m := req.Header.Method
 	switch m {
 	case wire.MDriveRead:
 		return s.read(ctx, req)
@@ -63,6 +69,11 @@ func (s *Server) Handle(ctx context.Context, req *rpc.Request) (wire.Message, wi
 		return s.stat(req)
 	}
 	return nil, nil, wire.Errorf("drive.request", wire.KindVersion, "", "method %#x is not known to a drive", uint16(m))
+}
+
+// mayNot says that a request is not for who asks.
+func mayNot(req *rpc.Request) bool {
+	return changes(req.Header.Method) && req.Conn != nil && req.Conn.Peer().Role == wire.RoleFrontend
 }
 
 // changes says that a method is only for who owns a bucket.

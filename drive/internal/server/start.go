@@ -27,9 +27,30 @@ type pending struct {
 	reading store.Reading
 }
 
-// Start takes the reads that need no goroutine; it is for rpc.Options.Start. All others, and what is wrong with a read, are Handle's.
+// mutation is a Put or Append that no goroutine waits for.
+type mutation struct {
+	s       *Server
+	req     *rpc.Request
+	put     wire.PutReq
+	append  wire.AppendReq
+	resp    wire.AppendResp
+	writing store.Writing
+}
+
+// Start takes the requests that need no goroutine: reads, puts and appends, if they can begin at once. It is for rpc.Options.Start. All
+// others, and what is wrong with one, are Handle's.
 func (s *Server) Start(_ context.Context, req *rpc.Request) bool {
-	if req.Header.Method != wire.MDriveRead || len(req.Data) > 0 {
+	switch req.Header.Method {
+	case wire.MDriveRead:
+		return s.startRead(req)
+	case wire.MDrivePut, wire.MDriveAppend:
+		return s.startMutation(req)
+	}
+	return false
+}
+
+func (s *Server) startRead(req *rpc.Request) bool {
+	if len(req.Data) > 0 {
 		return false
 	}
 	p := s.pending.Get().(*pending)
@@ -40,6 +61,55 @@ func (s *Server) Start(_ context.Context, req *rpc.Request) bool {
 		return false
 	}
 	return true
+}
+
+func (s *Server) startMutation(req *rpc.Request) bool {
+	if mayNot(req) {
+		return false
+	}
+	p := s.mutations.Get().(*mutation)
+	p.req, p.writing.Data = req, req.Data
+	if !p.start() {
+		p.clear()
+		return false
+	}
+	return true
+}
+
+func (p *mutation) start() bool {
+	w, req := &p.writing, p.req
+	if req.Header.Method == wire.MDrivePut {
+		m := &p.put
+		if m.Decode(req.Meta) != nil || p.s.stores[m.Drive] == nil {
+			return false
+		}
+		w.ID, w.Epoch, w.Sums, w.Origin = m.ID, m.Epoch, m.Sums, origin(req, m.Priority)
+		return p.s.stores[m.Drive].StartPut(w)
+	}
+	m := &p.append
+	if m.Decode(req.Meta) != nil || p.s.stores[m.Drive] == nil {
+		return false
+	}
+	w.ID, w.Epoch, w.Offset, w.Origin = m.ID, m.Epoch, m.Offset, origin(req, m.Priority)
+	return p.s.stores[m.Drive].StartAppend(w)
+}
+
+// ended answers.
+func (p *mutation) ended(w *store.Writing) {
+	req, resp := p.req, wire.Message(&wire.Empty{})
+	if req.Header.Method == wire.MDriveAppend {
+		p.resp.Len = w.Len
+		resp = &p.resp
+	}
+	req.Data.Release()
+	req.Answer(resp, nil, w.Err) // which encodes at once
+	p.clear()
+}
+
+// clear gives p back.
+func (p *mutation) clear() {
+	p.req, p.put.Sums, p.writing.Sums, p.writing.Data = nil, nil, nil, nil
+	p.s.mutations.Put(p)
 }
 
 func (s *Server) start(p *pending) bool {

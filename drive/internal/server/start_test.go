@@ -30,7 +30,7 @@ const (
 
 // served is a drive behind a socket, with strips, and what became of the requests that Start was offered.
 type served struct {
-	t            *testing.T
+	t            testing.TB
 	store        *store.Store
 	addr         string
 	arena        *wire.Arena
@@ -38,9 +38,13 @@ type served struct {
 	taken, given atomic.Int64
 }
 
-func newArena(t *testing.T, bytes int) *wire.Arena {
+func newArena(t testing.TB, bytes int) *wire.Arena {
 	t.Helper()
-	a, err := wire.NewArena(bytes, wire.ArenaDebug())
+	opts := []wire.ArenaOption{wire.ArenaDebug()}
+	if _, measures := t.(*testing.B); measures {
+		opts = nil
+	}
+	a, err := wire.NewArena(bytes, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,9 +70,16 @@ func testBlock(n, b int) []byte {
 // serve puts strips on a fresh drive in a file and listens. In dir decides which engine it is.
 func serve(t *testing.T, dir string, arenaBytes int) *served {
 	t.Helper()
+	s := serveEmpty(t, dir, arenaBytes, 32<<20)
+	s.fill()
+	return s
+}
+
+// serveEmpty does the same without strips.
+func serveEmpty(t testing.TB, dir string, arenaBytes, size int) *served {
+	t.Helper()
 	s := &served{t: t, arena: newArena(t, arenaBytes), addr: "unix:" + filepath.Join(t.TempDir(), "s")}
 	path := filepath.Join(dir, "drive")
-	const size = 32 << 20
 	if err := os.WriteFile(path, make([]byte, size), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +92,7 @@ func serve(t *testing.T, dir string, arenaBytes int) *served {
 		t.Fatal(err)
 	}
 	sb := &format.Superblock{
-		Version: format.CurrentVersion, Drive: testDrive, Cluster: wire.ClusterID{1}, FormatID: 7, Created: 1, Geometry: format.DefaultGeometry(size),
+		Version: format.CurrentVersion, Drive: testDrive, Cluster: wire.ClusterID{1}, FormatID: 7, Created: 1, Geometry: format.DefaultGeometry(int64(size)),
 	}
 	if err := store.Format(dev, sb); err != nil {
 		t.Fatal(err)
@@ -127,7 +138,6 @@ func serve(t *testing.T, dir string, arenaBytes int) *served {
 		}
 	})
 	t.Cleanup(s.stop)
-	s.fill()
 	return s
 }
 
@@ -241,14 +251,24 @@ func (s *served) readOneByOne(arena *wire.Arena) {
 		s.t.Error("Start took none of 20 reads")
 	}
 	var held []*wire.Buf
-	for b := s.arena.TryAlloc(format.BlockSize); b != nil; b = s.arena.TryAlloc(format.BlockSize) {
-		held = append(held, b)
+	hold := func() {
+		for b := s.arena.TryAlloc(format.BlockSize); b != nil; b = s.arena.TryAlloc(format.BlockSize) {
+			held = append(held, b)
+		}
 	}
+	hold()
 	before = s.given.Load()
 	done := make(chan bool, 1)
-	go func() { done <- s.readRandom(c, rng, 1) }()
+	read := func() { done <- s.readRandom(c, rng, 1) }
+	go read()
 	for s.given.Load() == before {
-		runtime.Gosched()
+		hold() // what others have given back meanwhile
+		select {
+		case <-done: // by which it was taken
+			go read()
+		default:
+			runtime.Gosched()
+		}
 	}
 	for _, b := range held {
 		b.Release()

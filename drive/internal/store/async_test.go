@@ -18,11 +18,13 @@ import (
 )
 
 // asyncDevice makes an Async device of another. What was started begins only with Kick, as the contract allows, and ends when the test
-// says so (end), or at once and in random order by a goroutine of its own (run).
+// says so (end), or at once and in any order by goroutines (run). Writes and flushes do so always, but where the test holds them too.
 type asyncDevice struct {
 	blockio.Device
+	all bool // the test ends writes and flushes too
 
 	mu     sync.Mutex
+	free   []*blockio.IO // started, not kicked, and not the test's
 	more   *sync.Cond    // on mu: something was kicked
 	queued []*blockio.IO // started and not kicked
 	begun  []*blockio.IO // kicked and not ended
@@ -40,6 +42,10 @@ func newAsyncDevice(d blockio.Device) *asyncDevice {
 func (d *asyncDevice) Start(io *blockio.IO) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if (io.Write || io.Flush) && !d.all {
+		d.free = append(d.free, io)
+		return
+	}
 	d.queued = append(d.queued, io)
 }
 
@@ -49,6 +55,10 @@ func (d *asyncDevice) Kick() {
 	defer d.mu.Unlock()
 	d.begun = append(d.begun, d.queued...)
 	d.queued = nil
+	for _, io := range d.free {
+		go func() { io.Done(io, blockio.Do(d.Device, io)) }()
+	}
+	d.free = nil
 	d.most = max(d.most, len(d.begun))
 	d.more.Broadcast()
 }
@@ -67,11 +77,7 @@ func (d *asyncDevice) end(i int, err error) {
 	d.begun = append(d.begun[:i], d.begun[i+1:]...)
 	d.mu.Unlock()
 	if err == nil {
-		if io.Write {
-			err = d.WriteAt(io.P, io.Off)
-		} else {
-			err = d.ReadAt(io.P, io.Off)
-		}
+		err = blockio.Do(d.Device, io)
 	}
 	io.Done(io, err)
 }
@@ -375,7 +381,7 @@ func TestReadsPassWrites(t *testing.T) {
 		if async {
 			dev.run(t)
 		} else {
-			f.async = nil
+			f = newFaulty(t, true)
 		}
 		want, err := f.put(1, tableID(1), 4)
 		f.wantKind("put", err, wire.KindNone)

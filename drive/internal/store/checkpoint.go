@@ -23,15 +23,10 @@ const (
 	checkpointHurry = 4
 )
 
-// Run does the store's background work until ctx ends: it writes the journal, and checkpoints when the journal is half
+// Run does the store's background work until ctx ends: it takes checkpoints when the journal is half
 // full. At the end it refuses new mutations, waits for those under way and takes a last checkpoint, so that the next opening
 // has nothing to replay. Reads may go on; the caller ends them before it closes the device.
 func (s *Store) Run(ctx context.Context) error {
-	journalDone := make(chan struct{})
-	go func() {
-		defer close(journalDone)
-		s.journal.run()
-	}()
 	ctx, stop := context.WithCancel(ctx)
 	defer s.background(ctx)()
 	defer stop()
@@ -50,14 +45,13 @@ func (s *Store) Run(ctx context.Context) error {
 			if err := s.checkpoint(); err != nil {
 				s.ioFailed("checkpoint", err)
 				s.journal.trimFailed(err)
+				s.Kick()
 			}
 			continue
 		case <-drained:
 		}
 		break
 	}
-	s.journal.close()
-	<-journalDone
 	if s.Failed() != nil || !s.journal.dirty() {
 		return nil
 	}
@@ -121,6 +115,7 @@ func (s *Store) publish(c *format.Checkpoint) error {
 	}
 	s.area, s.seq = area, c.Seq
 	s.journal.trim(c.JournalSeq)
+	s.Kick() // a batch may have waited for room
 	return nil
 }
 

@@ -101,15 +101,16 @@ func (d *tape) Discard(int64, int64) error { return nil }
 func (d *tape) Size() int64                { return int64(len(d.cur)) }
 func (d *tape) Close() error               { return nil }
 func (d *tape) Info() blockio.Info {
-	return blockio.Info{Path: "tape", Engine: "memory", Flush: "test", NeedsFlush: d.volatile, Direct: true, Fast: true}
+	return blockio.Info{Path: "tape", Engine: "memory", Flush: "test", NeedsFlush: d.volatile, Direct: true}
 }
 
 // cut gives what is durable for sure when the k-th IO is under way, 1 <= k <= len(ios)+1, and the writes of which any part may
 // be there. IOs after the k-th never began. k = len(ios)+1 is a cut after the last one.
 func (d *tape) cut(k int) (durable []byte, pending []tapeIO) {
 	durable = bytes.Clone(d.start)
+	under := d.firstUnderWay(k)
 	for i, io := range d.ios[:min(k, len(d.ios))] {
-		if io.durable && i < k-1 && !(i == k-2 && k <= len(d.ios) && d.ios[k-1].pair) {
+		if io.durable && i < under {
 			copy(durable[io.off:], io.data) // nothing that was written there before is pending: acked blocks are not written again
 		} else if io.data != nil {
 			pending = append(pending, io)
@@ -123,18 +124,20 @@ func (d *tape) cut(k int) (durable []byte, pending []tapeIO) {
 	if d.volatile {
 		return durable, pending
 	}
-	keep := 0 // what returned is durable; at most a pair is under way
-	if k <= len(d.ios) {
-		keep = 1
-		if len(pending) > 1 && pending[len(pending)-1].pair {
-			keep = 2
-		}
-	}
-	for len(pending) > keep {
+	for keep := min(k, len(d.ios)) - under; len(pending) > keep; { // what returned is durable
 		copy(durable[pending[0].off:], pending[0].data)
 		pending = pending[1:]
 	}
 	return durable, pending
+}
+
+// firstUnderWay gives the index of the first IO that may be under way when the k-th is.
+func (d *tape) firstUnderWay(k int) int {
+	i := k - 1
+	for i < len(d.ios) && i > 0 && d.ios[i].pair {
+		i--
+	}
+	return i
 }
 
 // crashes calls f with each content that a power cut may leave at the k-th IO; see cut. partly says that some of the
@@ -292,6 +295,64 @@ func (h *scripted) put(n uint64, blocks int) {
 	}
 }
 
+// burst starts an append and two puts, and begins them by one Kick: all that they write is under way at once, by one journal record
+// batch and one flush.
+func (h *scripted) burst(log, first, second uint64) {
+	w := make([]*Writing, 3)
+	var wg sync.WaitGroup
+	add := make([]func(c content), len(w))
+	for i := range w {
+		w[i] = &Writing{Epoch: h.epoch(), Ended: func(w *Writing) {
+			if w.Err != nil {
+				h.t.Error(w.Err)
+			}
+			wg.Done()
+		}}
+	}
+	old := h.now.strips[logID(log)]
+	w[0].ID, w[0].Offset = logID(log), uint64(len(old)-1)
+	w[0].Data = makeRecords(h.t, h.arena, h.rng, w[0].ID, w[0].Offset, []int{0})
+	add[0] = func(c content) { c.strips[w[0].ID] = old + string(flat(w[0].Data)) }
+	for i, n := range []uint64{first, second} {
+		p := w[i+1]
+		p.ID = tableID(n)
+		p.Data, p.Sums = makeData(h.t, h.arena, h.rng, 1+i)
+		add[i+1] = func(c content) { c.strips[p.ID] = string(flat(p.Data)) }
+	}
+	var states []content
+	for subset := range 1 << len(w) {
+		c := h.now.clone()
+		c.epoch = h.epoch()
+		for i := range w {
+			if subset>>i&1 == 1 {
+				add[i](c)
+			}
+		}
+		states = append(states, c)
+	}
+	from, batches := h.dev.count(), h.s.journal.count.Load()
+	h.do("burst", states[len(states)-1], states, func() error {
+		wg.Add(len(w))
+		if !h.s.StartAppend(w[0]) || !h.s.StartPut(w[1]) || !h.s.StartPut(w[2]) {
+			h.t.Fatal("not taken")
+		}
+		h.s.Kick()
+		wg.Wait()
+		return nil
+	})
+	for _, w := range w {
+		w.Data.Release()
+	}
+	h.dev.mu.Lock()
+	defer h.dev.mu.Unlock()
+	for i := from + 1; i < len(h.dev.ios) && h.dev.ios[i].data != nil; i++ {
+		h.dev.ios[i].pair = true
+	}
+	if n := len(h.dev.ios) - from; n < 4 || h.s.journal.count.Load() != batches+1 {
+		h.t.Errorf("%d IOs, %d batches", n, h.s.journal.count.Load()-batches)
+	}
+}
+
 // putDuring puts, and does more operations while its record is written and its data is not.
 func (h *scripted) putDuring(n uint64, blocks int, during func()) {
 	data, sums := makeData(h.t, h.arena, h.rng, blocks)
@@ -355,7 +416,7 @@ func (h *scripted) append(n uint64, shape ...int) {
 		if at == data.Len() {
 			break
 		}
-		r, _, _, err := wire.DecodeSegHead(bytesAt(data, at, format.BlockSize))
+		r, _, _, err := wire.DecodeSegHead(appendBytes(nil, data, at, format.BlockSize))
 		if err != nil {
 			h.t.Fatal(err)
 		}
@@ -468,6 +529,7 @@ func longScript(h *scripted) {
 	h.append(2, 1, 1)
 	h.delete(tableID(4), tableID(2))
 	h.put(5, 2)
+	h.burst(2, 8, 9)
 }
 
 // shortScript is what is done on a drive that was opened after a crash.

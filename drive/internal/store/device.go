@@ -7,7 +7,6 @@ import (
 	"github.com/crakefs/crake/drive/internal/format"
 	"github.com/crakefs/crake/drive/internal/health"
 	"github.com/crakefs/crake/drive/internal/sched"
-	"github.com/crakefs/crake/wire"
 )
 
 // watched tells a monitor of every IO of a goroutine that waits for it; those of an Async device that nobody waits for tell it
@@ -48,14 +47,6 @@ func (d *watched) WriteVecAt(parts [][]byte, off int64) error {
 	return err
 }
 
-// WriteDurable implements blockio.Durable, where the device does. It counts as a flush, which is most of its time.
-func (d *watched) WriteDurable(p []byte, off int64) error {
-	b := d.monitor.Begin()
-	err := d.Device.(blockio.Durable).WriteDurable(p, off)
-	d.monitor.End(b, health.Flush, err)
-	return err
-}
-
 // Flush implements blockio.Device.
 func (d *watched) Flush() error {
 	b := d.monitor.Begin()
@@ -82,60 +73,10 @@ func (s *Store) giveTurn(t *sched.Turn) {
 	}
 }
 
-// Kick begins the IO that StartRead has queued.
+// Kick begins what Start methods have queued: the journal's next batch, and IO.
 func (s *Store) Kick() {
-	if s.async != nil {
-		s.async.Kick()
-	}
-}
-
-// writeRuns writes data over runs of the same length, for an op. durable says that no sync is needed.
-func (s *Store) writeRuns(o *op, runs []format.Run, data wire.Data) (durable bool, err error) {
-	if len(runs) == 1 && len(data) == 1 && len(data[0].B) <= maxIOBytes {
-		t := s.turn(sched.WriteClass(o.origin.Priority), o.origin.Flow, len(data[0].B))
-		defer s.giveTurn(t)
-		return s.flusher.write(data[0].B, s.dataOffset(runs[0]), o.alone)
-	}
-	var parts [][]byte
-	for _, sl := range data {
-		parts = append(parts, sl.B)
-	}
-	for _, r := range runs {
-		off := s.dataOffset(r)
-		for left := r.Blocks() * format.BlockSize; left > 0; {
-			n := min(left, maxIOBytes)
-			var these [][]byte
-			these, parts = splitParts(parts, n)
-			if err := s.writeTurn(o, these, n, off); err != nil {
-				return false, err
-			}
-			off += int64(n)
-			left -= n
-		}
-	}
-	return false, nil
-}
-
-// writeTurn writes parts of n bytes together when their turn has come.
-func (s *Store) writeTurn(o *op, parts [][]byte, n int, off int64) error {
-	t := s.turn(sched.WriteClass(o.origin.Priority), o.origin.Flow, n)
-	defer s.giveTurn(t)
-	return s.dev.WriteVecAt(parts, off)
-}
-
-// splitParts takes the first n bytes of parts.
-func splitParts(parts [][]byte, n int) (first, rest [][]byte) {
-	for n > 0 {
-		if len(parts[0]) > n {
-			first = append(first, parts[0][:n])
-			rest = append([][]byte{parts[0][n:]}, parts[1:]...)
-			return first, rest
-		}
-		first = append(first, parts[0])
-		n -= len(parts[0])
-		parts = parts[1:]
-	}
-	return first, parts
+	s.journal.kick()
+	s.async.Kick()
 }
 
 // readRun reads into p, which has the run's length, for the drive itself: recovery, Verify, scrub.

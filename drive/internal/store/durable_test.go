@@ -111,7 +111,7 @@ func TestCompanyWaitsForTheFlush(t *testing.T) {
 		default:
 		}
 		f.flusher.mu.Lock()
-		waits = f.flusher.next != nil
+		waits = len(f.flusher.next) > 0
 		f.flusher.mu.Unlock()
 	}
 	release()
@@ -162,52 +162,42 @@ func TestFlushErrorOfWrite(t *testing.T) {
 // TestSharedBatchIsFlushed: a put that was alone when it submitted its record, but whose record shares a batch with another's, which is
 // written plainly, waits for a flush like that one.
 func TestSharedBatchIsFlushed(t *testing.T) {
-	arena := newArena(t)
-	dev := blockio.NewFaultDevice(blockio.NewCrashDevice(formatted(t, testBytes), true))
-	s, err := Open(dev, Config{Arena: arena, Log: quiet()}) // nobody writes its journal yet
-	if err != nil {
-		t.Fatal(err)
-	}
-	var returned, early atomic.Int32
+	f := newFaulty(t, true)
+	var ended, early atomic.Int32
 	var once sync.Once
-	dev.BeforeIO(func(op string, _ int64, n int) {
+	f.dev.BeforeIO(func(op string, _ int64, n int) {
 		if op != "flush" || n > 0 {
 			return
 		}
-		once.Do(func() { // the first: until the other has come for a flush too, or was answered without
-			for waits := false; !waits && returned.Load() == 0; runtime.Gosched() {
-				s.flusher.mu.Lock()
-				waits = s.flusher.next != nil
-				s.flusher.mu.Unlock()
+		once.Do(func() { // the first: until the other has come for a flush too, or has ended without
+			for both := false; !both && ended.Load() == 0; runtime.Gosched() {
+				f.flusher.mu.Lock()
+				both = len(f.flusher.asked)+len(f.flusher.next) == 2
+				f.flusher.mu.Unlock()
 			}
-			early.Store(returned.Load())
+			early.Store(ended.Load())
 		})
 	})
 	var wg sync.WaitGroup
 	for i := range uint64(2) {
-		data, sums := makeData(t, arena, rand.New(rand.NewPCG(i, 1)), 1)
-		wg.Go(func() {
-			defer data.Release()
-			if err := s.Put(context.Background(), 1, tableID(i), sums, data); err != nil {
-				t.Error(err)
-			}
-			returned.Add(1)
-		})
-		for queued := 0; queued <= int(i); runtime.Gosched() {
-			s.journal.mu.Lock()
-			queued = len(s.journal.queue)
-			s.journal.mu.Unlock()
+		data, sums := makeData(t, f.arena, f.rng, 1)
+		wg.Add(1)
+		w := &Writing{ID: tableID(i), Epoch: 1, Sums: sums, Data: data, Ended: func(w *Writing) {
+			f.wantKind("put", w.Err, wire.KindNone)
+			ended.Add(1)
+			w.Data.Release()
+			wg.Done()
+		}}
+		if !f.StartPut(w) {
+			t.Fatal("not taken")
 		}
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
+	f.Kick()
 	wg.Wait()
+	if n := f.journal.count.Load(); n != 1 {
+		t.Fatalf("%d batches for two puts that were kicked together", n)
+	}
 	if early.Load() > 0 {
 		t.Error("acknowledged before the flush")
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
 	}
 }

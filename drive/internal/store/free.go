@@ -64,8 +64,8 @@ func (s *Store) Seal(ctx context.Context, epoch wire.Epoch, id wire.StripID) (ui
 		return 0, err
 	}
 	defer giveSlot(slot)
-	o, err := s.begin(ctx, name, epoch, id)
-	if err != nil {
+	o := newOp(ctx, epoch, id)
+	if err := s.begin(ctx, name, o); err != nil {
 		return 0, err
 	}
 	old, ok := s.idx.Get(id)
@@ -80,8 +80,8 @@ func (s *Store) Seal(ctx context.Context, epoch wire.Epoch, id wire.StripID) (ui
 		return old.Segment.Len, nil
 	}
 	length := old.Segment.Len
-	o.alone = s.isAlone()
-	t := s.journal.submitOne(o, format.Record{Type: format.RecordSeal, ID: id, Epoch: epoch, Len: length})
+	t := newWaitedTicket()
+	s.journal.submit(&t.ticket, s.isAlone(), format.Record{Type: format.RecordSeal, ID: id, Epoch: epoch, Len: length})
 	s.mu.Unlock()
 	err = s.durable(t)
 	s.mu.Lock()
@@ -91,17 +91,21 @@ func (s *Store) Seal(ctx context.Context, epoch wire.Epoch, id wire.StripID) (ui
 	}
 	s.freeLater(s.idx.Seal(id, length))
 	s.idx.RaiseEpoch(id.Bucket(), epoch)
-	s.journal.finish(t)
+	s.journal.finish(&t.ticket)
 	return length, nil
 }
 
 // durable waits until the records of a ticket are durable.
-func (s *Store) durable(t *ticket) error {
+func (s *Store) durable(t *waitedTicket) error {
+	s.Kick()
 	if err := t.wait(); err != nil {
 		s.ioFailed("journal", err)
 		return err
 	}
-	return s.syncUnless(t.durable)
+	if t.ticket.durable {
+		return nil
+	}
+	return s.sync()
 }
 
 // Delete frees strips and segments; see wire.DeleteReq. Their blocks are used again once the records are
@@ -145,12 +149,12 @@ func (s *Store) Delete(ctx context.Context, epoch wire.Epoch, ids []wire.StripID
 // deletion is a chunk of a Delete under way.
 type deletion struct {
 	o *op
-	t *ticket // nil: none of the ids was there
+	t *waitedTicket // nil: none of the ids was there
 }
 
 func (s *Store) beginDelete(ctx context.Context, epoch wire.Epoch, ids []wire.StripID) (deletion, error) {
-	o, err := s.begin(ctx, "drive.delete", epoch, ids...)
-	if err != nil {
+	o := newOp(ctx, epoch, ids...)
+	if err := s.begin(ctx, "drive.delete", o); err != nil {
 		return deletion{}, err
 	}
 	defer s.mu.Unlock()
@@ -164,10 +168,13 @@ func (s *Store) beginDelete(ctx context.Context, epoch wire.Epoch, ids []wire.St
 		s.end(o)
 		return deletion{}, nil
 	}
-	return deletion{o: o, t: s.journal.submit(recs...)}, nil
+	t := newWaitedTicket()
+	s.journal.submit(&t.ticket, false, recs...)
+	return deletion{o: o, t: t}, nil
 }
 
 func (s *Store) finishDelete(parts []deletion) error {
+	s.Kick()
 	errs := make([]error, len(parts))
 	for i, d := range parts {
 		if errs[i] = d.t.wait(); errs[i] != nil {
@@ -190,7 +197,7 @@ func (s *Store) finishDelete(parts []deletion) error {
 				runs = append(runs, s.idx.Delete(id)...)
 			}
 			s.freeLater(runs)
-			s.journal.finish(d.t)
+			s.journal.finish(&d.t.ticket)
 		} else if first == nil {
 			first = wire.E("drive.delete", wire.KindIO, "", err)
 		}
@@ -209,8 +216,8 @@ func (s *Store) Fence(ctx context.Context, bucket wire.BucketID, epoch wire.Epoc
 		return err
 	}
 	defer giveSlot(slot)
-	o, err := s.begin(ctx, name, epoch)
-	if err != nil {
+	o := newOp(ctx, epoch)
+	if err := s.begin(ctx, name, o); err != nil {
 		return err
 	}
 	if newest := s.epoch(bucket); epoch < newest {
@@ -246,7 +253,8 @@ func (s *Store) Fence(ctx context.Context, bucket wire.BucketID, epoch wire.Epoc
 			return wire.E(name, wire.KindInterrupted, "", ctx.Err())
 		}
 	}
-	t := s.journal.submit(format.Record{Type: format.RecordFence, Arg: uint32(bucket), Epoch: epoch})
+	t := newWaitedTicket()
+	s.journal.submit(&t.ticket, false, format.Record{Type: format.RecordFence, Arg: uint32(bucket), Epoch: epoch})
 	err = s.durable(t)
 	s.mu.Lock()
 	defer s.endUnlock(o)
@@ -255,6 +263,6 @@ func (s *Store) Fence(ctx context.Context, bucket wire.BucketID, epoch wire.Epoc
 	}
 	s.idx.RaiseEpoch(bucket, epoch)
 	s.fenced[bucket] = max(s.fenced[bucket], epoch)
-	s.journal.finish(t)
+	s.journal.finish(&t.ticket)
 	return nil
 }

@@ -25,13 +25,13 @@ const (
 	maxDeleteIDs  = 4096
 	// maxListEntries is the protocol's; also the default.
 	maxListEntries = 16384
-	// parallelReads is how many parts of one request are read at once from a device that gains from it.
-	parallelReads = 16
 	// maxInlineBytes bounds what is read from memory in the goroutine that takes requests off a connection: a few microseconds of
 	// copying, less than it takes to hand it to another.
 	maxInlineBytes = 64 << 10
-	// maxKeptPieces bounds the IOs that a Reading keeps for later ones, some 200 bytes each.
+	// maxKeptPieces bounds the IOs that a Reading or Writing keeps for later ones, some 200 bytes each.
 	maxKeptPieces = 64
+	// maxKeptHead bounds the memory for heads of records that a Writing keeps, in bytes: a head of 500 checksums.
+	maxKeptHead = 8 << 10
 	// minChunkBytes and maxChunkBytes bound what a segment is given at a time: as much as it has, so that few journal
 	// records are needed, and little is wasted when it ends early.
 	minChunkBytes = 256 << 10

@@ -160,7 +160,7 @@ func (m *model) append(s *Store) error {
 	m.maybeAppend, m.maybeSegment = flat(data), o.id
 	m.maybeBounds = []int{0}
 	for at := 0; at < data.Len(); {
-		head := bytesAt(data, at, format.BlockSize)
+		head := appendBytes(nil, data, at, format.BlockSize)
 		r, _, _, derr := wire.DecodeSegHead(head)
 		if derr != nil {
 			m.t.Fatal(derr)

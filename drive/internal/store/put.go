@@ -5,98 +5,134 @@ import (
 
 	"github.com/crakefs/crake/drive/internal/format"
 	"github.com/crakefs/crake/drive/internal/index"
+	"github.com/crakefs/crake/drive/internal/sched"
 	"github.com/crakefs/crake/wire"
 )
 
-// Put creates a strip; see wire.PutReq. data is borrowed. Errors: KindInvalid, KindExists, KindStaleEpoch, KindNoSpace
-// (nothing was written), KindIO (it may be there or not), KindShutdown.
+const opPut = "drive.put"
+
+// Put creates a strip, for a goroutine that waits; see wire.PutReq. data is borrowed. Errors: KindInvalid, KindExists, KindStaleEpoch,
+// KindNoSpace (nothing was written), KindIO (it may be there or not), KindShutdown, KindInterrupted (ctx ended before it had begun: then
+// nothing was done; later it runs to its end).
 func (s *Store) Put(ctx context.Context, epoch wire.Epoch, id wire.StripID, sums []uint64, data wire.Data) error {
-	const name = "drive.put"
-	blocks := data.Len() / format.BlockSize
-	if err := checkData(name, id, data); err != nil {
+	w := &Writing{ID: id, Epoch: epoch, Sums: sums, Data: data, Origin: sched.OriginOf(ctx)}
+	if err := w.checkPut(); err != nil {
 		return err
 	}
-	if len(sums) != blocks {
-		return wire.Errorf(name, wire.KindInvalid, id.String(), "%d checksums for %d blocks", len(sums), blocks)
-	}
-	sum := wire.StripSum(sums)
-	slot, err := s.takeSlot(ctx, name)
-	if err != nil {
+	return s.run(ctx, opPut, w, s.put)
+}
+
+// StartPut is Put that no goroutine waits for, if it can begin at once. It does not block. True: w.Ended has been or will be called, and
+// nothing may begin before Kick. False: nothing was done; Put says why, or waits.
+func (s *Store) StartPut(w *Writing) bool {
+	return w.checkPut() == nil && s.start(opPut, w, s.put)
+}
+
+// checkPut checks what needs no lock.
+func (w *Writing) checkPut() error {
+	if err := checkData(opPut, w.ID, w.Data); err != nil {
 		return err
 	}
-	defer giveSlot(slot)
-	o, err := s.begin(ctx, name, epoch, id)
-	if err != nil {
-		return err
+	if blocks := w.Data.Len() / format.BlockSize; len(w.Sums) != blocks {
+		return wire.Errorf(opPut, wire.KindInvalid, w.ID.String(), "%d checksums for %d blocks", len(w.Sums), blocks)
 	}
-	if old, ok := s.idx.Get(id); ok {
-		s.endUnlock(o)
-		if old.Segment == nil && old.Blocks == blocks && old.Sum == sum {
-			return nil
-		}
-		return wire.Errorf(name, wire.KindExists, id.String(), "other content")
-	}
-	runs, err := s.allocate(name, o, blocks)
-	if err != nil {
-		s.endUnlock(o)
-		return err
-	}
-	// From here on it runs to its end, whatever becomes of ctx. The journal's goroutine writes the record while this one
-	// writes the data. Making each durable by itself pays only where that costs no flush: two flushes, one after the other, take
-	// longer than a shared one (measured on a virtio disk, 128 KiB: 256 us instead of 214).
-	o.alone = s.fua && s.isAlone()
-	t := s.journal.submitOne(o, format.Record{Type: format.RecordPut, ID: id, Epoch: epoch, Sum: sum, Runs: runs})
-	s.mu.Unlock()
-	durable, dataErr := s.writeRuns(o, runs, data)
-	if err := t.wait(); err != nil {
-		s.ioFailed("journal", err)
-		s.mu.Lock()
-		s.freeNow(runs)
-		s.endUnlock(o)
-		return wire.E(name, wire.KindIO, id.String(), err)
-	}
-	if dataErr != nil {
-		return s.undoPut(o, t, runs, dataErr)
-	}
-	if err := s.syncUnless(durable && t.durable); err != nil {
-		s.mu.Lock()
-		s.endUnlock(o) // the blocks stay taken: the drive has failed
-		return wire.E(name, wire.KindIO, id.String(), err)
-	}
-	s.writes.Add(1)
-	s.writeBytes.Add(uint64(data.Len()))
-	s.mu.Lock()
-	s.idx.PutStrip(id, sum, runs)
-	s.idx.RaiseEpoch(id.Bucket(), epoch)
-	s.journal.finish(t)
-	s.endUnlock(o)
+	w.sum = wire.StripSum(w.Sums)
 	return nil
 }
 
-// undoPut journals that a strip whose data could not be written is not there.
-func (s *Store) undoPut(o *op, t *ticket, runs []format.Run, cause error) error {
-	id := o.ids[0]
-	s.ioFailed("write of "+id.String(), cause)
-	undo := s.journal.submit(format.Record{Type: format.RecordDelete, ID: id})
-	err := undo.wait()
-	if err == nil {
-		err = s.sync()
+// put begins a put: its record and its data are written at once. Preconditions: mu is held, w's op has begun; mu is freed. False: nothing
+// has begun and the op has ended: with an error, or because the strip is there already.
+func (s *Store) put(w *Writing) (began bool, err error) {
+	if old, ok := s.idx.Get(w.ID); ok {
+		w.dropUnlock()
+		if old.Segment == nil && old.Blocks == len(w.Sums) && old.Sum == w.sum {
+			return false, nil
+		}
+		return false, wire.Errorf(opPut, wire.KindExists, w.ID.String(), "other content")
 	}
+	if w.runs, err = s.allocate(opPut, &w.op, len(w.Sums)); err != nil {
+		w.dropUnlock()
+		return false, err
+	}
+	// Making record and data each durable by itself pays only where that costs no flush: two flushes, one after the other, take
+	// longer than a shared one (measured on a virtio disk, 128 KiB: 256 us instead of 214).
+	w.op.alone = s.fua && s.isAlone()
+	w.await(2, (*Writing).putWritten)
+	s.journal.submit(&w.ticket, w.op.alone, format.Record{Type: format.RecordPut, ID: w.ID, Epoch: w.Epoch, Sum: w.sum, Runs: w.runs})
+	s.mu.Unlock()
+	w.writeRuns(w.runs)
+	return true, nil
+}
+
+// putWritten: record and data are written, or have failed.
+func (w *Writing) putWritten() {
+	s := w.s
+	durable, dataErr := w.written()
+	if err := w.ticket.err; err != nil {
+		s.ioFailed("journal", err)
+		s.mu.Lock()
+		s.freeNow(w.runs)
+		w.endUnlock(wire.E(opPut, wire.KindIO, w.ID.String(), err))
+		return
+	}
+	if dataErr != nil {
+		w.undoPut(dataErr)
+		return
+	}
+	w.sync(durable && w.ticket.durable, (*Writing).putDurable)
+}
+
+// putDurable: record and data are durable, or a flush has failed. Only now the strip enters the index.
+func (w *Writing) putDurable() {
+	s := w.s
+	if w.flush != nil {
+		s.mu.Lock()
+		w.endUnlock(wire.E(opPut, wire.KindIO, w.ID.String(), w.flush)) // the blocks stay taken: the drive has failed
+		return
+	}
+	s.writes.Add(1)
+	s.writeBytes.Add(uint64(w.Data.Len()))
 	s.mu.Lock()
-	if err == nil {
-		s.journal.finish(t)
-		s.journal.finish(undo)
-		s.freeNow(runs)
-		s.endUnlock(o)
-	} else {
-		s.endUnlock(o)
-		s.fail(err) // a record without its data stays in the journal; only a replay finds that out
+	s.idx.PutStrip(w.ID, w.sum, w.runs)
+	s.idx.RaiseEpoch(w.ID.Bucket(), w.Epoch)
+	s.journal.finish(&w.ticket)
+	w.endUnlock(nil)
+}
+
+// undoPut journals that a strip whose data could not be written is not there.
+func (w *Writing) undoPut(cause error) {
+	s := w.s
+	s.ioFailed("write of "+w.ID.String(), cause)
+	undo := &ticket{}
+	ended := func(err error) {
+		s.mu.Lock()
+		if err == nil {
+			s.journal.finish(&w.ticket)
+			s.journal.finish(undo)
+			s.freeNow(w.runs)
+		} else {
+			s.mu.Unlock()
+			s.fail(err) // a record without its data stays in the journal; only a replay finds that out
+			s.mu.Lock()
+		}
+		kind := wire.KindIO
+		if wire.KindOf(cause) == wire.KindNoSpace {
+			kind = wire.KindNoSpace // a thin device
+		}
+		w.endUnlock(wire.E(opPut, kind, w.ID.String(), cause))
 	}
-	kind := wire.KindIO
-	if wire.KindOf(cause) == wire.KindNoSpace {
-		kind = wire.KindNoSpace // a thin device
+	undo.ended = func() {
+		if undo.err != nil {
+			ended(undo.err)
+			return
+		}
+		s.flusher.request(func(err error) {
+			s.flushed(err)
+			ended(err)
+		})
 	}
-	return wire.E("drive.put", kind, id.String(), cause)
+	s.journal.submit(undo, false, format.Record{Type: format.RecordDelete, ID: w.ID})
+	s.Kick()
 }
 
 // allocate takes blocks for an op; a part of the drive is kept from file data. Preconditions: mu is held.

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"sync"
 	"sync/atomic"
 
 	"github.com/crakefs/crake/drive/internal/blockio"
@@ -31,7 +30,7 @@ type Reading struct {
 	pieces []*piece     // the first n are of this read, the others are kept for later ones
 	n      int          // of pieces
 	left   atomic.Int32 // pieces that have not ended
-	gaveUp bool         // ctx ended before a piece had its turn
+	gaveUp atomic.Bool  // a piece was taken back
 }
 
 // piece is one IO of a read.
@@ -40,11 +39,10 @@ type piece struct {
 	r  *Reading
 	io blockio.IO
 
-	item   sched.Item
-	begun  health.Begun
-	index  int   // of the range
-	err    error // valid once it has ended
-	gaveUp bool  // likewise: it was not read because ctx ended
+	item  sched.Item
+	begun health.Begun
+	index int   // of the range
+	err   error // valid once it has ended
 }
 
 // Read is StartRead for a goroutine that waits. Never gives more than what is acknowledged. The caller owns the data, which
@@ -63,14 +61,15 @@ func (s *Store) Read(ctx context.Context, ranges []wire.ReadRange) ([]wire.Kind,
 	ended := make(chan struct{})
 	r := &Reading{Ranges: ranges, Origin: sched.OriginOf(ctx), Ended: func(*Reading) { close(ended) }}
 	s.plan(r, buf)
-	if s.async != nil {
-		s.submit(r)
-		s.async.Kick()
-	} else {
-		s.readPieces(ctx, r)
+	s.submit(r)
+	s.async.Kick()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		r.giveUp()
+		<-ended
 	}
-	<-ended
-	if r.gaveUp {
+	if r.gaveUp.Load() {
 		r.Data.Release()
 		return nil, nil, wire.E(name, wire.KindInterrupted, "", ctx.Err())
 	}
@@ -82,9 +81,6 @@ func (s *Store) Read(ctx context.Context, ranges []wire.ReadRange) ([]wire.Kind,
 // before Kick. False: nothing was done; Read says why or waits.
 func (s *Store) StartRead(r *Reading) bool {
 	inline := s.IsInline()
-	if s.async == nil && !inline {
-		return false
-	}
 	total, err := checkRanges("drive.read", r.Ranges)
 	if err != nil || inline && total > maxInlineBytes {
 		return false
@@ -103,7 +99,7 @@ func (s *Store) StartRead(r *Reading) bool {
 }
 
 // IsInline says that StartRead does what it begins at once, in the calling goroutine.
-func (s *Store) IsInline() bool { return s.async == nil && s.fast }
+func (s *Store) IsInline() bool { return s.inline }
 
 func checkRanges(name string, ranges []wire.ReadRange) (total int, err error) {
 	if len(ranges) == 0 || len(ranges) > maxReadRanges {
@@ -123,7 +119,8 @@ func checkRanges(name string, ranges []wire.ReadRange) (total int, err error) {
 
 // plan finds out which IOs a read into buf needs, each range at its place as if all succeeded, and pins what they will read.
 func (s *Store) plan(r *Reading, buf *wire.Buf) {
-	r.s, r.buf, r.n, r.gaveUp = s, buf, 0, false
+	r.s, r.buf, r.n = s, buf, 0
+	r.gaveUp.Store(false)
 	r.Status = append(r.Status[:0], make([]wire.Kind, len(r.Ranges))...)
 	class := sched.ReadClass(r.Origin.Priority)
 	var memory [4]format.Run
@@ -143,7 +140,7 @@ func (s *Store) plan(r *Reading, buf *wire.Buf) {
 			for left := run.Blocks() * format.BlockSize; left > 0; {
 				n := min(left, maxIOBytes)
 				p := r.piece()
-				p.index, p.err, p.gaveUp = i, nil, false
+				p.index, p.err = i, nil
 				p.io.Off, p.io.P = off, part[:n]
 				p.item.Class, p.item.Flow, p.item.Bytes = class, r.Origin.Flow, n
 				part = part[n:]
@@ -186,6 +183,24 @@ func (s *Store) submit(r *Reading) {
 	}
 }
 
+// giveUp takes back the pieces that wait for their turn, if the read has not ended. Preconditions: r is not used again before it returns.
+func (r *Reading) giveUp() {
+	for n := r.left.Load(); !r.left.CompareAndSwap(n, n+1); n = r.left.Load() { // one for this loop: r must not end before it has
+		if n == 0 {
+			return
+		}
+	}
+	for _, p := range r.pieces[:r.n] {
+		if r.s.gate.Cancel(&p.item) {
+			r.gaveUp.Store(true)
+			r.left.Add(-1)
+		}
+	}
+	if r.left.Add(-1) == 0 {
+		r.end()
+	}
+}
+
 // start gives a piece to the device: its turn has come.
 func (p *piece) start() {
 	s := p.r.s
@@ -216,41 +231,6 @@ func (s *Store) readInline(r *Reading) {
 	r.end()
 }
 
-// readPieces reads all pieces by goroutines that block, several at once where the device gains from it, and ends the read.
-func (s *Store) readPieces(ctx context.Context, r *Reading) {
-	pieces := r.pieces[:r.n]
-	if len(pieces) < 2 || s.fast {
-		for _, p := range pieces {
-			p.read(ctx)
-		}
-		r.end()
-		return
-	}
-	var wg sync.WaitGroup
-	var next atomic.Int32
-	for range min(parallelReads, len(pieces)) {
-		wg.Go(func() {
-			for i := int(next.Add(1)) - 1; i < len(pieces); i = int(next.Add(1)) - 1 {
-				pieces[i].read(ctx)
-			}
-		})
-	}
-	wg.Wait()
-	r.end()
-}
-
-// read reads a piece in this goroutine.
-func (p *piece) read(ctx context.Context) {
-	s := p.r.s
-	t, err := s.gate.Wait(ctx, p.item.Class, p.item.Flow, p.item.Bytes)
-	if err != nil {
-		p.gaveUp = true
-		return
-	}
-	p.err = s.dev.ReadAt(p.io.P, p.io.Off)
-	s.giveTurn(t)
-}
-
 // end ends a read all of whose pieces have ended: from then on its blocks may be used again, and r by its owner.
 func (r *Reading) end() {
 	s := r.s
@@ -260,7 +240,6 @@ func (r *Reading) end() {
 			r.Status[p.index] = wire.KindIO
 			s.ioFailed("read of "+r.Ranges[p.index].ID.String(), p.err)
 		}
-		r.gaveUp = r.gaveUp || p.gaveUp
 		p.io.P = nil // not to keep memory that is given away
 	}
 	r.Data = r.data()

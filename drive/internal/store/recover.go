@@ -96,7 +96,7 @@ func (s *Store) adopt(state *image.State) {
 	var nonce [8]byte
 	_, _ = rand.Read(nonce[:]) // never fails
 	j.nonce = binary.LittleEndian.Uint64(nonce[:])
-	j.next, j.head, j.prev, j.base = found.Next, found.Head, found.Prev, found.Base
+	j.next, j.at, j.prev, j.base = found.Next, found.Head, found.Prev, found.Base
 	j.low = found.Next - 1 // whatever was under way is settled before the store is open
 	for _, b := range found.Batches {
 		j.live.push(batchInfo{sum: b.Sum, pos: b.Block, blocks: b.Blocks})
@@ -147,13 +147,13 @@ func (s *Store) drop(ids []wire.StripID) error {
 		if _, roomForAll = s.journal.room(format.BatchBlocks(len(recs) * recs[0].Bytes())); !roomForAll {
 			break
 		}
-		t := s.journal.submit(recs...)
-		tickets, _ := s.journal.cut()
-		s.journal.write(tickets)
+		t := newWaitedTicket()
+		s.journal.submit(&t.ticket, false, recs...)
+		s.Kick()
 		if err := t.wait(); err != nil {
 			return err
 		}
-		s.journal.finish(t)
+		s.journal.finish(&t.ticket)
 	}
 	if !roomForAll {
 		if err := s.checkpoint(); err != nil {

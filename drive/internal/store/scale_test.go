@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -174,13 +173,13 @@ func replayMany(t *testing.T, dev *sparseDevice, s *Store, n int) {
 	t.Helper()
 	records, bytes := 0, s.journal.bytes.Load()
 	submit := func(recs []format.Record) {
-		tk := s.journal.submit(recs...)
-		tickets, _ := s.journal.cut()
-		s.journal.write(tickets)
+		tk := newWaitedTicket()
+		s.journal.submit(&tk.ticket, false, recs...)
+		s.Kick()
 		if err := tk.wait(); err != nil {
 			t.Fatal(err)
 		}
-		s.journal.finish(tk)
+		s.journal.finish(&tk.ticket)
 		records += len(recs)
 	}
 	const group = 256
@@ -325,7 +324,6 @@ func TestTrimIsShort(t *testing.T) {
 	for range batches {
 		j.live.push(batchInfo{})
 	}
-	j.space = sync.NewCond(&j.mu)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	began := threadCPU()

@@ -1,5 +1,5 @@
 // Package store keeps strips and segments on one device: it is the drive without its network. Read store.go (the state
-// and how operations exclude each other), put.go (the pattern of every mutation), append.go, read.go, then recover.go and
+// and how operations exclude each other), write.go and put.go (the pattern of every mutation), append.go, read.go, then recover.go and
 // checkpoint.go; journal.go and flush.go are the group commit. ../../FORMAT.md has the layout, ../../doc.go the whole.
 package store
 
@@ -44,8 +44,8 @@ type Store struct {
 	// Immutable.
 	dev     blockio.Device
 	opened  blockio.Device // the device itself; dev may tell the monitor besides
-	async   blockio.Async  // likewise, if it does IO that nobody waits for, else nil
-	fast    bool           // it is in memory
+	async   blockio.Async  // likewise, for IO that nobody waits for
+	inline  bool           // it is in memory, and a read is a copy by the thread that asks
 	fua     bool           // it makes single writes durable without a flush
 	sb      *format.Superblock
 	cfg     Config
@@ -92,14 +92,11 @@ func newStore(dev blockio.Device, sb *format.Superblock, cfg Config) *Store {
 		busy: map[wire.StripID]*op{}, ops: map[*op]struct{}{}, current: &period{},
 	}
 	s.oldest = s.current
-	s.async, _ = dev.(blockio.Async)
-	s.opened, s.dev = dev, watch(dev, cfg.Health)
-	s.fast, s.fua = dev.Info().Fast, dev.Info().FUA
-	s.flusher, s.journal = &flusher{dev: s.dev}, newJournal(s.dev, sb)
-	if _, ok := dev.(blockio.Durable); ok && dev.Info().NeedsFlush {
-		s.flusher.durable = s.dev.(blockio.Durable)
-	}
-	s.journal.flusher = s.flusher
+	s.opened, s.dev, s.async = dev, watch(dev, cfg.Health), blockio.Background(dev)
+	_, isAsync := dev.(blockio.Async)
+	s.inline, s.fua = !isAsync && dev.Info().Fast, dev.Info().FUA
+	s.flusher = newFlusher(dev, s.async, cfg.Health)
+	s.journal = newJournal(s.flusher, sb)
 	s.slots = [priorities]chan struct{}{
 		wire.PriorityClient: make(chan struct{}, maxMutations), wire.PriorityRebuild: make(chan struct{}, maxBackgroundMutations),
 		wire.PriorityScrub: make(chan struct{}, maxBackgroundMutations),
@@ -135,40 +132,51 @@ func (o *op) wait() <-chan struct{} {
 	return o.done
 }
 
-// begin registers a mutation of ids at an epoch and returns with mu held, once no other mutation works on any of them.
+func newOp(ctx context.Context, epoch wire.Epoch, ids ...wire.StripID) *op {
+	o := &op{epoch: epoch, origin: sched.OriginOf(ctx)}
+	o.ids = append(o.one[:0], ids...)
+	return o
+}
+
+// begin registers a mutation and returns with mu held, once no other mutation works on any of its ids.
 // Errors (mu is free then): KindStaleEpoch, KindShutdown, KindIO after a failure, KindInterrupted.
 //
 // A delete of several ids in chunks takes them in ascending order, and an op takes all of its ids at once, so nobody
 // waits in a circle.
-func (s *Store) begin(ctx context.Context, name string, epoch wire.Epoch, ids ...wire.StripID) (*op, error) {
-	o := &op{epoch: epoch, origin: sched.OriginOf(ctx)}
-	o.ids = append(o.one[:0], ids...)
+func (s *Store) begin(ctx context.Context, name string, o *op) error {
 	for {
-		s.mu.Lock()
-		if err := s.admit(name, epoch, ids); err != nil {
-			s.mu.Unlock()
-			return nil, err
-		}
-		other := s.busyWith(ids)
+		other, err := s.enter(name, o)
 		if other == nil {
-			break
+			return err
 		}
-		done := other.wait()
-		s.mu.Unlock()
 		select {
-		case <-done:
+		case <-other:
 		case <-ctx.Done():
-			return nil, wire.E(name, wire.KindInterrupted, ids[0].String(), ctx.Err())
+			return wire.E(name, wire.KindInterrupted, o.ids[0].String(), ctx.Err())
 		}
 	}
-	for _, id := range ids {
+}
+
+// enter registers a mutation and returns with mu held; if another works on one of its ids, it gives instead what is closed at that
+// one's end. Errors as begin. With either mu is free.
+func (s *Store) enter(name string, o *op) (other <-chan struct{}, err error) {
+	s.mu.Lock()
+	if err := s.admit(name, o.epoch, o.ids); err != nil {
+		s.mu.Unlock()
+		return nil, err
+	}
+	if busy := s.busyWith(o.ids); busy != nil {
+		defer s.mu.Unlock()
+		return busy.wait(), nil
+	}
+	for _, id := range o.ids {
 		s.busy[id] = o
-		if b := id.Bucket(); epoch > s.epoch(b) {
-			s.seen[b] = epoch
+		if b := id.Bucket(); o.epoch > s.epoch(b) {
+			s.seen[b] = o.epoch
 		}
 	}
 	s.ops[o] = struct{}{}
-	return o, nil
+	return nil, nil
 }
 
 func (s *Store) busyWith(ids []wire.StripID) *op {
@@ -220,12 +228,11 @@ func (s *Store) endUnlock(o *op) {
 // takeSlot waits for a slot for a mutation, and gives it; giveSlot must follow. Each priority has its own, so that a client never
 // waits for a rebuild.
 func (s *Store) takeSlot(ctx context.Context, name string) (chan struct{}, error) {
-	slots := s.slots[min(sched.OriginOf(ctx).Priority, priorities-1)]
-	select {
-	case slots <- struct{}{}:
+	o := sched.OriginOf(ctx)
+	if slots := s.trySlot(o); slots != nil {
 		return slots, nil
-	default:
 	}
+	slots := s.slotsOf(o)
 	select {
 	case slots <- struct{}{}:
 		return slots, nil
@@ -233,6 +240,19 @@ func (s *Store) takeSlot(ctx context.Context, name string) (chan struct{}, error
 		return nil, wire.E(name, wire.KindInterrupted, "", ctx.Err())
 	}
 }
+
+// trySlot is takeSlot without waiting; nil: there is none.
+func (s *Store) trySlot(o sched.Origin) chan struct{} {
+	slots := s.slotsOf(o)
+	select {
+	case slots <- struct{}{}:
+		return slots
+	default:
+		return nil
+	}
+}
+
+func (s *Store) slotsOf(o sched.Origin) chan struct{} { return s.slots[min(o.Priority, priorities-1)] }
 
 func giveSlot(slots chan struct{}) { <-slots }
 
@@ -253,19 +273,16 @@ func (s *Store) fail(err error) {
 // sync makes durable what was written, if the device needs it.
 func (s *Store) sync() error {
 	err := s.flusher.sync()
+	s.flushed(err)
+	return err
+}
+
+// flushed takes note of how a flush ended.
+func (s *Store) flushed(err error) {
 	if err != nil {
 		s.ioFailed("flush", err)
 		s.fail(err)
 	}
-	return err
-}
-
-// syncUnless is sync for what may be durable already.
-func (s *Store) syncUnless(durable bool) error {
-	if durable {
-		return nil
-	}
-	return s.sync()
 }
 
 // isAlone says that no mutation is under way but one. Then whatever was written before is durable or of no account, and what that

@@ -2,11 +2,13 @@ package uring
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -355,4 +357,43 @@ func TestRandomRings(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkSubmit submits one entry that does nothing, by calls that the runtime is not told of and by those that it is: see Submit.
+func BenchmarkSubmit(b *testing.B) {
+	for _, told := range []bool{false, true} {
+		b.Run(fmt.Sprintf("told=%t", told), func(b *testing.B) {
+			r, err := New(8, 16, true, KernelSetup)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = r.Close() }()
+			var out [8]CQE
+			for b.Loop() {
+				if told {
+					r.tell = 1
+				}
+				if _, err := r.Push(&SQE{Op: OpNop, FD: -1}); err != nil {
+					b.Fatal(err)
+				}
+				if err := r.Submit(1); err != nil {
+					b.Fatal(err)
+				}
+				if n, err := r.Reap(out[:]); n != 1 || err != nil {
+					b.Fatal(n, err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkClock is what Submit spends to know how long a call took.
+func BenchmarkClock(b *testing.B) {
+	long := 0
+	for b.Loop() {
+		if time.Since(time.Now()) > longSubmit {
+			long++
+		}
+	}
+	b.ReportMetric(float64(long), "long")
 }

@@ -355,7 +355,7 @@ class Connection:
         return {"kind": kind, "method": method, "id": rid, "status": status}, meta, receive(self.sock, data_bytes)
 
 
-# ---- the cluster (9) -------------------------------------------------------------------------------------------------
+# ---- the cluster (8) -------------------------------------------------------------------------------------------------
 
 BLOCK, REGION = 4096, 4 << 20
 DRIVE_UP = 1
@@ -485,7 +485,7 @@ class Cluster:
     def read_link(self, ino):
         return self.bucket(ino >> 48, READ_LINK, "ReadLinkReq", {"Ino": ino}, "ReadLinkResp")["Target"]
 
-    # ---- data (10)
+    # ---- data (9)
 
     def region_bucket(self, ino, region):
         """The bucket that maps a region of a file: the first one is the inode's, the others are spread by a hash."""
@@ -575,7 +575,7 @@ def verified(blocks, sums):
     return blocks
 
 
-# ---- the erasure code (10): arithmetic in GF(2^8) ------------------------------------------------------------------------
+# ---- the erasure code (9): arithmetic in GF(2^8) ------------------------------------------------------------------------
 
 
 def gf_mul(a, b):

@@ -47,6 +47,11 @@ type common struct {
 	capture  captureFlag
 }
 
+// dedicatedCore registers the flag of roles that can spin.
+func dedicatedCore(cmd *cobra.Command) *bool {
+	return cmd.Flags().Bool("dedicated-core", false, "the process is pinned to one core that no other process uses: wait for messages by looking for a moment before it sleeps")
+}
+
 func (c *common) register(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&c.name, "name", "", "name of the process, such as drive0")
@@ -127,19 +132,21 @@ func onlineCores() int {
 func Compute(version string) *cobra.Command {
 	var c common
 	var memory size.Flag
+	var dedicated *bool
 	cmd := &cobra.Command{
 		Use: "compute", Short: "serve metadata and erasure coding of the buckets that mgmt assigns", Args: cobra.NoArgs,
 		Example: "  crake compute --name compute0 --proc 7 --cluster ID --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/compute0.sock --identity DIR/run/compute0.identity",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := compute.Config{
 				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire), Encrypt: c.encrypt, Identity: c.identity,
-				Arena: int64(c.arena), Memory: int64(memory), Version: version, Cores: pinned(), Log: logger(),
-				Capture: c.tap(wire.RoleCompute),
+				Arena: int64(c.arena), Memory: int64(memory), Version: version, Cores: pinned(),
+				DedicatedCore: *dedicated, Log: logger(), Capture: c.tap(wire.RoleCompute),
 			}
 			return serve(cmd.Context(), cfg.Validate, c.capture.during(cfg.Capture, c.listen, func(ctx context.Context) error { return compute.Run(ctx, cfg) }))
 		},
 	}
 	c.register(cmd)
+	dedicated = dedicatedCore(cmd)
 	cmd.Flags().Var(&memory, "memory", "memory for databases")
 	return cmd
 }
@@ -190,6 +197,7 @@ func Drive(version string) *cobra.Command {
 	var scrubRate int
 	var noDiscard bool
 	var id uint32
+	var dedicated *bool
 	cmd := &cobra.Command{
 		Use: "drive", Short: "serve a drive; drive format makes one", Args: cobra.NoArgs,
 		Example: "  crake drive --name drive0 --proc 1 --cluster ID --device /dev/nvme0n1 --drive-id 1 --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/drive0.sock --identity DIR/run/drive0.identity",
@@ -198,12 +206,13 @@ func Drive(version string) *cobra.Command {
 				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire), Encrypt: c.encrypt, Identity: c.identity,
 				Arena: int64(c.arena), Devices: []drive.Device{{Path: device, ID: wire.DriveID(id)}}, Engine: engine,
 				ScrubRate: scrubRate, NoDiscard: noDiscard, Version: version,
-				Cores: pinned(), Log: logger(), Capture: c.tap(wire.RoleDrive),
+				Cores: pinned(), DedicatedCore: *dedicated, Log: logger(), Capture: c.tap(wire.RoleDrive),
 			}
 			return serve(cmd.Context(), cfg.Validate, c.capture.during(cfg.Capture, c.listen, func(ctx context.Context) error { return drive.Run(ctx, cfg) }))
 		},
 	}
 	c.register(cmd)
+	dedicated = dedicatedCore(cmd)
 	cmd.Flags().StringVar(&device, "device", "", "the preallocated file or block device")
 	cmd.Flags().Uint32Var(&id, "drive-id", 0, "number of the drive in the cluster")
 	cmd.Flags().IntVar(&scrubRate, "scrub-rate", 0, "bytes a second that the drive reads to find what has rotted; 0: all of it once a week; -1: nothing")
