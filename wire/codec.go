@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-//go:generate go run ./internal/gen -o zz_messages.go
+//go:generate go run ./internal/gen
 
 // Message is anything that `go generate` made an encoder for: a struct marked "wire:message" in a msg_*.go file.
 type Message interface {

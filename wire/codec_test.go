@@ -7,7 +7,6 @@ import (
 	"hash/fnv"
 	"math/rand"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"runtime"
@@ -395,28 +394,4 @@ func makeGoldens() string {
 	}
 	fmt.Fprintf(&s, "frame-header %x\nsegment-record %x\n", goldenHeader(), goldenSegment())
 	return s.String()
-}
-
-// Claim: what is checked in is what the generator makes, the same each time.
-func TestGenerated(t *testing.T) {
-	dir := t.TempDir()
-	out := filepath.Join(dir, "zz_messages.go")
-	for range 2 {
-		if b, err := exec.Command("go", "run", "./internal/gen", "-o", out).CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, b)
-		}
-		for _, name := range []string{"zz_messages.go", "zz_messages_test.go"} {
-			made, err := os.ReadFile(filepath.Join(dir, name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			kept, err := os.ReadFile(name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(made, kept) {
-				t.Errorf("%s is not what the generator makes: run go generate ./wire", name)
-			}
-		}
-	}
 }

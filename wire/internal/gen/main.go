@@ -8,7 +8,6 @@ package main
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"go/ast"
 	"go/format"
@@ -22,9 +21,7 @@ import (
 )
 
 func main() {
-	out := flag.String("o", "zz_messages.go", "file to write")
-	flag.Parse()
-	files, err := generate(".", *out)
+	files, err := generate(".")
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -35,8 +32,8 @@ func main() {
 	}
 }
 
-// generate gives the files to write, by name, for the package in dir; encoders is the name of the one with the encoders.
-func generate(dir, encoders string) (map[string][]byte, error) {
+// generate gives the files to write, by name, for the package in dir.
+func generate(dir string) (map[string][]byte, error) {
 	g, err := load(dir)
 	if err != nil {
 		return nil, err
@@ -54,7 +51,7 @@ func generate(dir, encoders string) (map[string][]byte, error) {
 		return nil, err
 	}
 	return map[string][]byte{
-		encoders: src, strings.TrimSuffix(encoders, ".go") + "_test.go": g.registry(),
+		"zz_messages.go": src, "zz_messages_test.go": g.registry(),
 		"zz_methods.go": methods, "MESSAGES.md": doc,
 	}, nil
 }
