@@ -8,6 +8,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -389,6 +390,7 @@ func (r *Reader) compact(ctx context.Context, d wire.Data) (wire.Data, error) {
 	for _, s := range d {
 		n += copy(buf.Bytes()[n:], s.B)
 	}
+	copies.Add(copies.Gather, n)
 	return buf.Data(n), nil
 }
 

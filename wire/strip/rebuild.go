@@ -7,6 +7,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // rebuild is the work of making rows [lo, hi) of strips that cannot be had from other strips of the stripe.
@@ -182,6 +183,7 @@ func (rb *rebuild) decode(o *op, p *piece, search bool) (d wire.Data, ok bool, e
 		}
 		i += n
 	}
+	copies.Add(copies.Parity, len(p.sums)*wire.BlockSize)
 	d = buf.Data(len(p.sums) * wire.BlockSize)
 	return d, mismatch(d, p.sums) < 0, nil
 }

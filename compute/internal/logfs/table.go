@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 	"github.com/crakefs/crake/wire/strip"
 )
 
@@ -40,6 +41,7 @@ func (n *node) tableWrite(p []byte) error {
 		}
 		n.mu.Lock()
 		c := copy(n.buf.Bytes()[n.bufLen:], p)
+		copies.Add(copies.Meta, c)
 		n.bufLen += c
 		n.modTime = time.Now()
 		n.mu.Unlock()
@@ -213,6 +215,7 @@ func (n *node) readTable(ctx context.Context, p []byte, off int64) error {
 	}
 	for i, d := range ds {
 		copyOut(p[:parts[i].bytes], d, parts[i].skip)
+		copies.Add(copies.Meta, parts[i].bytes)
 		p = p[parts[i].bytes:]
 		d.Release()
 	}
@@ -306,6 +309,7 @@ func (n *node) rewrite() error {
 		}
 		n.mu.Lock()
 		n.bufLen = copy(n.buf.Bytes(), content)
+		copies.Add(copies.Meta, n.bufLen)
 		n.mu.Unlock()
 		content = content[n.bufLen:]
 		if err := n.flushChunk(); err != nil {

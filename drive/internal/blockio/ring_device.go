@@ -7,6 +7,7 @@ import (
 
 	"github.com/crakefs/crake/drive/internal/uring"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // ringDevice is a file or block device whose IO a ring does. The synchronous methods start an IO and wait for it.
@@ -103,7 +104,7 @@ func (d *ringDevice) ReadAt(p []byte, off int64) error {
 	if err := d.readWrite(b, off, false); err != nil {
 		return err
 	}
-	copy(p, b)
+	copies.Add(copies.Gather, copy(p, b))
 	return nil
 }
 
@@ -111,7 +112,7 @@ func (d *ringDevice) ReadAt(p []byte, off int64) error {
 func (d *ringDevice) WriteAt(p []byte, off int64) error {
 	if !isAligned(p) {
 		b := AlignedBytes(len(p)) // rare: data lives in aligned Bufs
-		copy(b, p)
+		copies.Add(copies.Gather, copy(b, p))
 		p = b
 	}
 	return d.readWrite(p, off, true)

@@ -8,6 +8,7 @@ import (
 	"github.com/crakefs/crake/drive/internal/health"
 	"github.com/crakefs/crake/drive/internal/sched"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // watched tells a monitor of every IO of a goroutine that waits for it; those of an Async device that nobody waits for tell it
@@ -91,6 +92,7 @@ func (s *Store) Kick() {
 
 // writeRuns writes data over runs of the same length, for an op. durable says that no sync is needed.
 func (s *Store) writeRuns(o *op, runs []format.Run, data wire.Data) (durable bool, err error) {
+	copies.Add(copies.Submitted, data.Len())
 	if len(runs) == 1 && len(data) == 1 && len(data[0].B) <= maxIOBytes {
 		t := s.turn(sched.WriteClass(o.origin.Priority), o.origin.Flow, len(data[0].B))
 		defer s.giveTurn(t)

@@ -7,6 +7,7 @@ import (
 	"github.com/crakefs/crake/drive/internal/blockio"
 	"github.com/crakefs/crake/drive/internal/format"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // journal is the index journal: a ring of batches. Operations submit records and wait; one goroutine (run) writes all
@@ -169,12 +170,14 @@ func (j *journal) write(tickets []*ticket) {
 		at += copy(j.buf[at:], t.bytes)
 		h.Records += t.records
 	}
+	copies.Add(copies.Meta, at)
 	h.Bytes = at - format.BatchHeaderBytes
 	h.Blocks = format.BatchBlocks(h.Bytes)
 	pos, err := j.place(&h)
 	durable := false
 	if err == nil {
 		h.Encode(j.buf)
+		copies.Add(copies.Submitted, h.Blocks*format.BlockSize)
 		alone := len(tickets) == 1 && tickets[0].alone
 		durable, err = j.flusher.write(j.buf[:h.Blocks*format.BlockSize], j.sb.JournalOff+int64(pos)*format.BlockSize, alone)
 	}

@@ -3,6 +3,7 @@ package store
 import (
 	"github.com/crakefs/crake/drive/internal/format"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // checkChain verifies that data is whole records of the segment that chain from offset: ids, offsets, lengths and the
@@ -47,6 +48,7 @@ func bytesAt(data wire.Data, off, n int) []byte {
 		for _, q := range data[i+1:] {
 			out = append(out, q.B[:min(len(q.B), n-len(out))]...)
 		}
+		copies.Add(copies.Meta, n)
 		return out
 	}
 	return nil

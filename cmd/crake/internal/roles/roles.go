@@ -21,6 +21,7 @@ import (
 	"github.com/crakefs/crake/frontend"
 	"github.com/crakefs/crake/mgmt"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // common are the flags that every role but mgmt has.
@@ -145,6 +146,7 @@ func serve(ctx context.Context, validate func() error, run func(context.Context)
 	if err := validate(); err != nil {
 		return err
 	}
+	defer copies.Watch(logger())()
 	err := run(ctx)
 	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
