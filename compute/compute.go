@@ -77,6 +77,7 @@ func newProcess(cfg Config) (*process, error) {
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: cfg.Proc, Version: cfg.Version}
 	p.router = route.New(route.Config{
 		Self: self, Mgmt: cfg.Mgmt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
+		Capture: cfg.Capture,
 	})
 	p.member = p.newMember(self)
 	p.store = store.New(store.Config{
@@ -95,7 +96,7 @@ func newProcess(cfg Config) (*process, error) {
 	})
 	p.listener, err = rpc.Listen(cfg.Listen, rpc.Options{
 		Self: self, Arena: p.arena, Handler: p.handle, MaxHandlers: server.MaxHandlers, Net: cfg.Net, Log: cfg.Log,
-		Generation: p.generation,
+		Generation: p.generation, Capture: cfg.Capture,
 	})
 	if err != nil {
 		p.free()

@@ -7,6 +7,7 @@ import (
 
 	"github.com/crakefs/crake/drive/internal/blockio"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/rpc"
 )
@@ -40,6 +41,8 @@ type Config struct {
 	Version string
 	// Cores are those that the process is pinned to; empty when it is not.
 	Cores []uint32
+	// Capture is where people can look at the frames; nil: nowhere.
+	Capture *capture.Tap
 	// Log gets events; nil is slog.Default().
 	Log *slog.Logger
 	// Net is the network of "mem:" addresses, for tests; nil else.

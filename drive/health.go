@@ -53,7 +53,7 @@ func (p *process) deviceFailed(ctx context.Context) error {
 
 // openFailed tells mgmt that a device cannot be opened, and why. The process has not begun to speak with mgmt yet.
 func (p *process) openFailed(d Device, err error) {
-	pool := rpc.NewPool(rpc.Options{Self: p.self(), Arena: p.arena, Net: p.cfg.Net, Log: p.log})
+	pool := rpc.NewPool(rpc.Options{Self: p.self(), Arena: p.arena, Net: p.cfg.Net, Log: p.log, Capture: p.cfg.Capture})
 	defer pool.Close()
 	p.reportTrouble(context.Background(), pool, d.ID, fmt.Errorf("it cannot be opened: %w", err))
 }

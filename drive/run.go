@@ -118,12 +118,13 @@ func (p *process) serve(ctx context.Context) error {
 	h := server.New(p.stores)
 	l, err := rpc.Listen(p.cfg.Listen, rpc.Options{
 		Self: self, Arena: p.arena, Handler: h.Handle, Start: h.Start, Kick: h.Kick, MaxHandlers: maxHandlers, Net: p.cfg.Net, Log: p.log,
+		Capture: p.cfg.Capture,
 	})
 	if err != nil {
 		return err
 	}
 	p.addrs = []string{l.Addr()}
-	p.pool = rpc.NewPool(rpc.Options{Self: self, Arena: p.arena, Net: p.cfg.Net, Log: p.log})
+	p.pool = rpc.NewPool(rpc.Options{Self: self, Arena: p.arena, Net: p.cfg.Net, Log: p.log, Capture: p.cfg.Capture})
 	defer p.pool.Close()
 
 	// The stores end after the server, so that their last checkpoint finds no mutation under way; mgmt hears the goodbye last.

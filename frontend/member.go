@@ -48,10 +48,10 @@ func join(ctx context.Context, cfg Config) (m *frontend, err error) {
 	}
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleFrontend, Proc: cfg.Proc, Version: cfg.Version}
 	m.router = route.New(route.Config{Self: self, Mgmt: cfg.Mgmt, Arena: m.arena, Handler: m.handle, OnMap: m.onMap,
-		Net: cfg.Net, Log: cfg.Log})
+		Net: cfg.Net, Log: cfg.Log, Capture: cfg.Capture})
 	m.member = member.New(member.Config{Self: self, Name: cfg.Name, Cores: cfg.Cores, Ask: m.router.Mgmt, Log: cfg.Log,
 		Beat: m.beat, Answered: m.answered, Silent: m.silent})
-	m.listener, err = rpc.Listen(cfg.Listen, rpc.Options{Self: self, Arena: m.arena, Net: cfg.Net, Log: cfg.Log})
+	m.listener, err = rpc.Listen(cfg.Listen, rpc.Options{Self: self, Arena: m.arena, Net: cfg.Net, Log: cfg.Log, Capture: cfg.Capture})
 	if err != nil {
 		m.router.Close()
 		return nil, errors.Join(err, m.arena.Close())

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"github.com/crakefs/crake/mgmt/api"
+	"github.com/crakefs/crake/wire/capture"
 )
 
 // Config configures mgmt. Everything about the cluster is in DIR/cluster.json (api.ClusterFile).
@@ -19,6 +20,8 @@ type Config struct {
 	Worker bool
 	// Executable is the binary of the worker; "" is this process's own.
 	Executable string
+	// Capture is where people can look at the frames; nil: nowhere. The keeper has none.
+	Capture *capture.Tap
 	// Log gets events; nil is slog.Default().
 	Log *slog.Logger
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
@@ -56,6 +57,7 @@ func flagOf(name string) string {
 type fake struct {
 	self   rpc.Self
 	role   string
+	id     *identity.Identity
 	router *route.Router
 	mu     sync.Mutex
 	held   []wire.BucketReport
@@ -76,6 +78,9 @@ func runFake(ctx context.Context, role string) error {
 		}
 		f.self.Cluster[i] = byte(b)
 	}
+	if f.id, err = identity.Load(flagOf("--identity")); err != nil {
+		return err
+	}
 	if strings.Contains(flagOf("--mount"), "cursed") {
 		return fmt.Errorf("mount point %s is cursed", flagOf("--mount"))
 	}
@@ -84,12 +89,13 @@ func runFake(ctx context.Context, role string) error {
 			return err
 		}
 	}
-	f.router = route.New(route.Config{Self: f.self, Mgmt: flagOf("--mgmt"), OnMap: f.onMap})
+	f.router = route.New(route.Config{Self: f.self, Mgmt: flagOf("--mgmt"), OnMap: f.onMap, Identity: f.id})
 	defer f.router.Close()
-	l, err := rpc.Listen(flagOf("--listen"), rpc.Options{Self: f.self, Handler: f.handle})
+	l, err := rpc.Listen(flagOf("--listen"), rpc.Options{Self: f.self, Handler: f.handle, Identity: f.id, Admit: f.router.Admit})
 	if err != nil {
 		return err
 	}
+	f.router.Guard(l)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	hup := make(chan os.Signal, 1)
@@ -156,7 +162,7 @@ func (f *fake) cannotOpen() error {
 	if err != nil {
 		return err
 	}
-	conn, err := rpc.Dial(context.Background(), flagOf("--mgmt"), rpc.Options{Self: f.self})
+	conn, err := rpc.Dial(context.Background(), flagOf("--mgmt"), rpc.Options{Self: f.self, Identity: f.id})
 	if err != nil {
 		return err
 	}

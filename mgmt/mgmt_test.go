@@ -17,6 +17,7 @@ import (
 	"github.com/crakefs/crake/mgmt/api"
 	"github.com/crakefs/crake/mgmt/internal/supervise"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -100,6 +101,16 @@ func (c *cluster) launch() {
 		c.t.Fatal(err)
 	}
 	c.ready()
+}
+
+// identity gives the one of the present run of a process.
+func (c *cluster) identity(name string) *identity.Identity {
+	c.t.Helper()
+	id, err := identity.Load(api.IdentityPath(c.dir, name))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return id
 }
 
 func (c *cluster) ready() *api.Status {
@@ -403,9 +414,9 @@ func TestEvict(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ask := func(role wire.Role, proc wire.ProcID, method wire.Method, req, resp wire.Message) {
+	ask := func(id *identity.Identity, role wire.Role, proc wire.ProcID, method wire.Method, req, resp wire.Message) {
 		t.Helper()
-		conn, err := rpc.Dial(t.Context(), api.MgmtAddr(c.dir), rpc.Options{Self: rpc.Self{Cluster: cluster, Role: role, Proc: proc}})
+		conn, err := rpc.Dial(t.Context(), api.MgmtAddr(c.dir), rpc.Options{Self: rpc.Self{Cluster: cluster, Role: role, Proc: proc}, Identity: id})
 		if err == nil {
 			err = errors.Join(conn.Do(t.Context(), &rpc.Call{Method: method, Req: req, Resp: resp}), conn.Close())
 		}
@@ -414,11 +425,11 @@ func TestEvict(t *testing.T) {
 		}
 	}
 	var before, after wire.WatchMapResp
-	ask(wire.RoleClient, 0, wire.MWatchMap, &wire.WatchMapReq{}, &before)
+	ask(nil, wire.RoleClient, 0, wire.MWatchMap, &wire.WatchMapReq{}, &before)
 	old := before.Map.Sessions[0].ID
 	pid := c.proc("frontend0").PID
-	ask(wire.RoleCompute, wire.ProcID(c.proc("compute0").ID), wire.MEvict, &wire.EvictReq{Session: old, Reason: "no answer to a recall"}, &wire.Empty{})
-	ask(wire.RoleClient, 0, wire.MWatchMap, &wire.WatchMapReq{}, &after)
+	ask(c.identity("compute0"), wire.RoleCompute, wire.ProcID(c.proc("compute0").ID), wire.MEvict, &wire.EvictReq{Session: old, Reason: "no answer to a recall"}, &wire.Empty{})
+	ask(nil, wire.RoleClient, 0, wire.MWatchMap, &wire.WatchMapReq{}, &after)
 	if after.Map.HasSession(old) {
 		t.Error("the session is still in the map")
 	}
@@ -572,21 +583,21 @@ func TestStrangers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dial := func(self rpc.Self) *rpc.Conn {
-		conn, err := rpc.Dial(t.Context(), api.MgmtAddr(c.dir), rpc.Options{Self: self})
+	dial := func(self rpc.Self, id *identity.Identity) *rpc.Conn {
+		conn, err := rpc.Dial(t.Context(), api.MgmtAddr(c.dir), rpc.Options{Self: self, Identity: id})
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = conn.Close() })
 		return conn
 	}
-	tool := dial(rpc.Self{Role: wire.RoleClient})
+	tool := dial(rpc.Self{Role: wire.RoleClient}, nil)
 	var m wire.WatchMapResp
 	if err := tool.Do(t.Context(), &rpc.Call{Method: wire.MWatchMap, Req: &wire.WatchMapReq{}, Resp: &m}); err != nil || m.Map.Cluster != cluster {
 		t.Errorf("map for a tool: %v", err)
 	}
-	victim := m.Map.Processes[0]
-	drive := dial(rpc.Self{Cluster: cluster, Role: wire.RoleDrive, Proc: victim.ID + 1})
+	victim, next := m.Map.Processes[0], m.Map.Processes[1]
+	drive := dial(rpc.Self{Cluster: cluster, Role: wire.RoleDrive, Proc: next.ID}, c.identity(next.Name))
 	for name, r := range map[string]struct {
 		conn *rpc.Conn
 		call rpc.Call
@@ -596,7 +607,7 @@ func TestStrangers(t *testing.T) {
 		"other's goodbye": {drive, rpc.Call{Method: wire.MGoodbye, Req: &wire.GoodbyeReq{Proc: victim.ID, Incarnation: victim.Incarnation}}},
 		"other's beat":    {drive, rpc.Call{Method: wire.MHeartbeat, Req: &wire.HeartbeatReq{Proc: victim.ID}}},
 		"other's trouble": {drive, rpc.Call{Method: wire.MDriveTrouble, Req: &wire.DriveTroubleReq{Proc: victim.ID, PID: 1, Drive: 1}}},
-		"no such drive":   {drive, rpc.Call{Method: wire.MDriveTrouble, Req: &wire.DriveTroubleReq{Proc: victim.ID + 1, PID: 1, Drive: 99}}},
+		"no such drive":   {drive, rpc.Call{Method: wire.MDriveTrouble, Req: &wire.DriveTroubleReq{Proc: next.ID, PID: 1, Drive: 99}}},
 		"drive evicts":    {drive, rpc.Call{Method: wire.MEvict, Req: &wire.EvictReq{Session: 1}}},
 		"register as":     {drive, rpc.Call{Method: wire.MRegister, Req: &wire.RegisterReq{Proc: victim.ID, Role: wire.RoleDrive, PID: 1}}},
 	} {

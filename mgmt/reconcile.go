@@ -136,13 +136,16 @@ func (w *worker) spec(s *leader.State, p *leader.Proc, n int) supervise.Spec {
 	args := []string{
 		p.Role.String(), "--name", p.Name, "--proc", strconv.FormatUint(uint64(p.ID), 10), "--cluster", w.clusterHex(),
 		"--mgmt", api.MgmtAddr(w.c.Dir), "--listen", api.ProcAddr(w.c.Dir, p.Name),
+		"--identity", api.IdentityPath(w.c.Dir, p.Name),
 	}
 	size := func(flag string, bytes int64) {
 		if bytes > 0 {
 			args = append(args, flag, strconv.FormatInt(bytes, 10))
 		}
 	}
-	spec := supervise.Spec{Name: p.Name, Binary: w.file.Binary, Cores: []int{w.cores[n%len(w.cores)]}}
+	name, role, id := p.Name, p.Role, p.ID
+	issue := func() error { return w.issue(name, role, id) }
+	spec := supervise.Spec{Name: p.Name, Before: issue, Binary: w.file.Binary, Cores: []int{w.cores[n%len(w.cores)]}}
 	switch p.Role {
 	case wire.RoleDrive:
 		path := ""
@@ -167,7 +170,7 @@ func (w *worker) spec(s *leader.State, p *leader.Proc, n int) supervise.Spec {
 			spec.Cores = w.cores
 		}
 		mount := p.Mount
-		spec.Before = func() error { return detachDead(mount) }
+		spec.Before = func() error { return errors.Join(issue(), detachDead(mount)) }
 	}
 	spec.Args = args
 	return spec

@@ -39,7 +39,7 @@ func (w *worker) answer(ctx context.Context, peer rpc.Self, req *rpc.Request) (w
 		if r.Proc != peer.Proc || r.Role != peer.Role {
 			return nil, refuse(peer, "it registers as %s %d", r.Role, r.Proc)
 		}
-		return w.register(ctx, &r)
+		return w.register(ctx, &r, req.Conn.PeerKey())
 	case wire.MHeartbeat:
 		var r wire.HeartbeatReq
 		if err := r.Decode(req.Meta); err != nil {
@@ -98,10 +98,15 @@ func (w *worker) answer(ctx context.Context, peer rpc.Self, req *rpc.Request) (w
 }
 
 // register takes up a run; it is answered when that is written, so an incarnation or session is never given twice.
-func (w *worker) register(ctx context.Context, r *wire.RegisterReq) (wire.Message, error) {
+func (w *worker) register(ctx context.Context, r *wire.RegisterReq, key wire.ProcKey) (wire.Message, error) {
 	var reg leader.Registered
 	var rerr error
-	err := w.d.Commit(ctx, func(now leader.Millis, c *leader.Core) { reg, rerr = c.Register(now, r) })
+	err := w.d.Commit(ctx, func(now leader.Millis, c *leader.Core) {
+		// A run may have been started since this one connected.
+		if rerr = w.ids.mayConnect(rpc.Self{Role: r.Role, Proc: r.Proc}, key); rerr == nil {
+			reg, rerr = c.Register(now, r, key)
+		}
+	})
 	if rerr != nil {
 		return nil, rerr
 	}

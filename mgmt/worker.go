@@ -49,6 +49,8 @@ type worker struct {
 	sup     *supervise.Supervisor
 	ev      *events.Log
 	router  *route.Router
+	ids     *issuer
+	socket  *rpc.Listener // of the processes; set before they are started
 	kick    chan struct{} // capacity 1: compare wishes and what runs
 	end     context.CancelCauseFunc
 	tcp     string // address of the API over TCP, with the real port; "" is none
@@ -102,6 +104,9 @@ func runWorker(ctx context.Context, c *Config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.st.Close()) }()
+	if err := w.endUnproven(ctx, w.recognise(old.state)); err != nil {
+		return err
+	}
 	err = w.run(ctx, old, func() error {
 		ready = true
 		return writePID(lock)
@@ -152,12 +157,20 @@ func newWorker(c *Config) (*worker, error) {
 				filepath.Join(c.Dir, api.ClusterFileName))
 		}
 	}
-	w.sup, err = supervise.New(supervise.Config{
-		RunDir: api.RunDir(c.Dir), LogDir: api.LogDir(c.Dir),
-		Identity: []string{"--cluster", w.file.ClusterID, "--mgmt", api.MgmtAddr(c.Dir)},
+	if w.ids, err = newIssuer(c.Dir, w.cluster); err != nil {
+		return nil, err
+	}
+	w.sup, err = w.newSupervisor()
+	return w, err
+}
+
+// newSupervisor makes a supervisor that knows which processes of the cluster run.
+func (w *worker) newSupervisor() (*supervise.Supervisor, error) {
+	return supervise.New(supervise.Config{
+		RunDir: api.RunDir(w.c.Dir), LogDir: api.LogDir(w.c.Dir),
+		Identity: []string{"--cluster", w.file.ClusterID, "--mgmt", api.MgmtAddr(w.c.Dir)},
 		OnExit:   w.onExit, Log: w.log,
 	})
-	return w, err
 }
 
 func contains(list []int, v int) bool {
@@ -228,14 +241,16 @@ func (w *worker) event(severity uint8, typ, proc, text string) {
 // run listens, leads and supervises until ctx ends.
 func (w *worker) run(ctx context.Context, old stored, ready func() error) error {
 	self := rpc.Self{Cluster: w.cluster, Role: wire.RoleMgmt, Version: w.c.Version}
-	w.router = route.New(route.Config{Self: self, Mgmt: api.MgmtAddr(w.c.Dir), Log: w.log})
+	w.router = route.New(route.Config{Self: self, Mgmt: api.MgmtAddr(w.c.Dir), Identity: w.ids.own, Log: w.log, Capture: w.c.Capture})
 	defer w.router.Close()
 	l, err := rpc.Listen(api.MgmtAddr(w.c.Dir), rpc.Options{
-		Self: self, Handler: w.handle, AnyCluster: true, Generation: w.generation, Log: w.log,
+		Self: self, Handler: w.handle, AnyCluster: true, Identity: w.ids.own, Admit: w.ids.admit, Generation: w.generation, Log: w.log,
+		Capture: w.c.Capture,
 	})
 	if err != nil {
 		return err
 	}
+	w.socket = l
 	// From here on processes can reach us, so leases that are granted anew may run: see doc.go, "When mgmt is away".
 	if err := w.lead(old); err != nil {
 		return errors.Join(err, l.Close())
@@ -417,6 +432,7 @@ func (w *worker) onExit(name string, pid int, how string) {
 			expected = true
 			return
 		}
+		w.ids.revoke(p.ID)
 		expected = expected || !p.Wanted
 		ready := c.Live(p.ID).Ready && p.PID == uint32(pid)
 		w.mu.Lock()
@@ -430,6 +446,9 @@ func (w *worker) onExit(name string, pid int, how string) {
 			c.Exited(now, p.ID, uint32(pid))
 		}
 	})
+	if err := os.Remove(api.IdentityPath(w.c.Dir, name)); err != nil && !os.IsNotExist(err) {
+		w.log.Warn("cannot remove an identity", "name", name, "err", err)
+	}
 	if !expected {
 		w.event(wire.SeverityWarning, "process.exit", name, fmt.Sprintf("pid %d: %s", pid, how))
 	}

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-files=$(git ls-files | grep -E '(^|/)zz_[^/]*\.go$' || true)
+files=$(git ls-files | grep -E '(^|/)zz_[^/]*\.go$|^wire/MESSAGES\.md$' || true)
 [ -n "$files" ] || exit 0
 before=$(sha256sum $files)
 go generate ./...

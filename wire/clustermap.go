@@ -10,7 +10,7 @@ type ClusterMap struct {
 	M          uint8  // parity strips a stripe; replicas of a log are M+1
 	Buckets    uint32 // fixed when the cluster is formed
 	LeaseMs    uint32 // lease of computes and sessions, T; a compute stops serving at T/2 without renewal
-	Name       string
+	Name       string // of the cluster, for people
 	Processes  []ProcInfo
 	Drives     []DriveInfo
 	PGs        []PGInfo
@@ -45,11 +45,12 @@ type ProcInfo struct {
 	Server      ServerID
 	Role        Role
 	State       ProcState
-	PID         uint32
+	PID         uint32   // on its server
 	Name        string   // unique in the cluster, such as "drive0", "compute1"
 	Version     string   // of the software
 	Addrs       []string // where it listens, best first: "unix:/path" for its own server, "tcp:host:port"
 	Cores       []uint32 // it is pinned to; empty when it is not pinned
+	Key         ProcKey  // of the run that registered last; it stays when that is down, until the next registers
 }
 
 // DriveState is the state of a drive in the map.
@@ -74,8 +75,8 @@ type DriveInfo struct {
 	Server    ServerID
 	Domain    uint32 // failure domain
 	State     DriveState
-	SizeBytes uint64
-	Path      string
+	SizeBytes uint64 // of the device, for data
+	Path      string // of the device on its server
 }
 
 // PGInfo is a placement group: k+m drives in distinct failure domains.
@@ -100,8 +101,8 @@ type BucketOwner struct {
 type FSInfo struct {
 	ID       FSID
 	Root     Ino
-	Deleting bool
-	Name     string
+	Deleting bool   // it is being removed: nobody may begin to use it
+	Name     string // by which it is mounted
 }
 
 // SessionInfo names a live session and the frontend process that has it.

@@ -9,7 +9,7 @@ import (
 // Kind says what went wrong in a way that programs act upon. Values travel and are append-only.
 type Kind uint16
 
-// The kinds. Only a kind for which Refused reports true promises that the request had no effect.
+// The kinds. Only one whose text says so promises that the request had no effect.
 const (
 	KindNone            Kind = 0
 	KindOther           Kind = 1  // a failure that has no kind of its own

@@ -53,6 +53,25 @@ type ProcID uint32
 // Incarnation tells one run of a process from the next; mgmt makes it, and it only rises for one ProcID.
 type Incarnation uint64
 
+// ProcKey names the certificate by which one run of a process proves who it is: the first 16 bytes of its SHA-256. Zero is none.
+type ProcKey [16]byte
+
+// String gives the 32 hexadecimal digits.
+func (k ProcKey) String() string { return hex.EncodeToString(k[:]) }
+
+// MarshalText gives the same, for JSON.
+func (k ProcKey) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText reads it.
+func (k *ProcKey) UnmarshalText(text []byte) error {
+	b, err := hex.DecodeString(string(text))
+	if err != nil || len(b) != len(k) {
+		return fmt.Errorf("key %.40q: want 32 hexadecimal digits", text)
+	}
+	copy(k[:], b)
+	return nil
+}
+
 // ServerID names a server (a machine, or a network namespace that plays one).
 type ServerID uint32
 
@@ -78,7 +97,7 @@ type Generation uint64
 type SessionID uint64
 
 // Ino is an inode number: the bucket in the upper 16 bits, a sequence in the lower 48.
-// Sequences below FirstInoSeq are reserved; a filesystem's root has its FSID as sequence. The values 0, 1 and all ones
+// Sequences below FirstInoSeq are reserved; a filesystem's root has its FSID plus 1 as sequence. The values 0, 1 and all ones
 // never occur, because FUSE reserves them.
 type Ino uint64
 
@@ -153,7 +172,7 @@ const (
 //
 // wire:fixed
 type StripID struct {
-	Hi, Lo uint64
+	Hi, Lo uint64 // as drawn
 }
 
 // Bounds of the parts of a StripID.

@@ -3,6 +3,13 @@ package wire
 // Method names a request. Values travel and are never reused; the ranges tell who answers.
 type Method uint16
 
+// MethodInfo is what the tables of methods say of one.
+type MethodInfo struct {
+	Name    string         // the constant's without its M: "DriveRead"
+	NewReq  func() Message // makes an empty request of the method's type
+	NewResp func() Message // makes an empty answer; an answer whose status is not KindNone is an ErrorBody
+}
+
 // Methods that drives answer.
 const (
 	MDrivePut    Method = 0x0101 // PutReq + data -> Empty
@@ -29,7 +36,7 @@ const (
 	MReadLink    Method = 0x0209 // ReadLinkReq -> ReadLinkResp
 	MOpen        Method = 0x020a // OpenReq -> OpenResp
 	MRelease     Method = 0x020b // ReleaseReq -> Empty
-	MExtents     Method = 0x020c // ExtentsReq -> ExtentsResp (+ data: inline file)
+	MExtents     Method = 0x020c // ExtentsReq -> ExtentsResp
 	MWrite       Method = 0x020d // WriteReq + data -> WriteResp
 	MPrepare     Method = 0x020e // PrepareReq -> Empty: note regions in the inode before data goes there
 	MPublish     Method = 0x020f // PublishReq -> AttrResp: size and times after writes
@@ -81,7 +88,7 @@ type Empty struct{}
 //
 // wire:message
 type ErrorBody struct {
-	Op   string
-	ID   string
+	Op   string // what was tried, such as "drive.put"
+	ID   string // what it was tried on, for people
 	Text string // of the cause
 }

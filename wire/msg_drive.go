@@ -44,7 +44,7 @@ type AppendReq struct {
 //
 // wire:message
 type AppendResp struct {
-	Len uint64
+	Len uint64 // bytes
 }
 
 // SealReq ends a segment: no append succeeds any more. Idempotent. KindNotFound if there is none of that id.
@@ -60,7 +60,7 @@ type SealReq struct {
 //
 // wire:message
 type SealResp struct {
-	Len uint64
+	Len uint64 // bytes
 }
 
 // ReadRange is a part of one strip or segment: whole blocks.
@@ -172,30 +172,30 @@ type DriveStatReq struct {
 type DriveStatResp struct {
 	Drive      DriveID
 	SizeBytes  uint64 // for data
-	FreeBytes  uint64
-	Strips     uint64
-	Reads      uint64
-	ReadBytes  uint64
-	Writes     uint64
-	WriteBytes uint64
-	Flushes    uint64
-	Errors     uint64
+	FreeBytes  uint64 // of them
+	Strips     uint64 // strips and segments that it holds
+	Reads      uint64 // reads of the device
+	ReadBytes  uint64 // that they read
+	Writes     uint64 // writes of the device
+	WriteBytes uint64 // that they wrote
+	Flushes    uint64 // of the device's cache
+	Errors     uint64 // of the device
 	Engine     string // "pread/pwrite" or "io_uring"
 	Flush      string // why each commit flushes or does not: "fdatasync", "none: tmpfs", "none: write through"
-	Path       string
+	Path       string // of the device
 
 	// Mean time of a device IO, in nanoseconds, over about the last ten seconds; 0 when there were too few for a judgement.
 	ReadNs  uint64
-	WriteNs uint64
-	FlushNs uint64
+	WriteNs uint64 // likewise
+	FlushNs uint64 // likewise
 	// Queued is how many requests wait for their turn at the device now.
 	Queued uint32
 	// Corrupt counts strips and segments found not to match their checksums, by reads of their own drive (Verify, scrub).
 	Corrupt uint64
-	// ScrubDone and ScrubTotal are bytes of the scrub's pass under way; ScrubPasses counts complete passes since the start.
+	// ScrubDone are the bytes that the scrub's pass under way has read, of ScrubTotal.
 	ScrubDone   uint64
-	ScrubTotal  uint64
-	ScrubPasses uint64
+	ScrubTotal  uint64 // bytes of that pass
+	ScrubPasses uint64 // complete ones since the start
 	// DiscardBytes have been told to the device as unused.
 	DiscardBytes uint64
 	// IndexBytes is the memory of the index and of the allocator.

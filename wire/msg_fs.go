@@ -19,16 +19,16 @@ type OpID struct {
 type Attr struct {
 	Ino     Ino
 	Mode    uint32
-	Nlink   uint32
-	UID     uint32
-	GID     uint32
-	Rdev    uint32
+	Nlink   uint32 // as st_nlink
+	UID     uint32 // owner
+	GID     uint32 // group
+	Rdev    uint32 // of a device: its number, as st_rdev
 	Size    uint64 // bytes; of a directory the number of its names
 	Blocks  uint64 // of 512 bytes
-	Atime   int64
-	Mtime   int64
-	Ctime   int64
-	Btime   int64
+	Atime   int64  // of the last access, as far as it is kept
+	Mtime   int64  // of the last change of the data
+	Ctime   int64  // of the last change of the inode
+	Btime   int64  // of its making
 	Version uint64 // rises with every change of the inode
 }
 
@@ -60,7 +60,7 @@ type Lease struct {
 type LookupReq struct {
 	Session SessionID
 	Parent  Ino
-	Name    string
+	Name    string    // of the entry
 	Want    LeaseMode // on the inode found, if it lies in the directory's bucket; given only when nobody must be recalled
 }
 
@@ -116,14 +116,14 @@ const (
 type SetAttrReq struct {
 	Op    OpID
 	Ino   Ino
-	Valid uint32
-	Mode  uint32
-	UID   uint32
-	GID   uint32
-	Size  uint64
-	Atime int64
-	Mtime int64
-	Ctime int64
+	Valid uint32 // bits of the fields that count, Set...
+	Mode  uint32 // permission bits
+	UID   uint32 // owner
+	GID   uint32 // group
+	Size  uint64 // bytes
+	Atime int64  // unless SetAtimeNow
+	Mtime int64  // unless SetMtimeNow
+	Ctime int64  // nanoseconds since 1970
 }
 
 // CreateReq makes a new inode and a name for it: a regular file, directory, symlink (Target), fifo, socket or device
@@ -136,13 +136,13 @@ type CreateReq struct {
 	Op     OpID
 	Parent Ino
 	Mode   uint32
-	UID    uint32
-	GID    uint32
+	UID    uint32 // owner of the new inode
+	GID    uint32 // its group, unless the directory gives one
 	Rdev   uint32
 	Excl   bool
 	Open   bool
 	Want   LeaseMode
-	Name   string
+	Name   string // of the entry: 1 to MaxNameBytes bytes without slash and zero byte
 	Target string
 }
 
@@ -153,7 +153,7 @@ type UnlinkReq struct {
 	Op     OpID
 	Parent Ino
 	Dir    bool
-	Name   string
+	Name   string // of the entry
 }
 
 // UnlinkResp names the inode that lost a name, so that the asker can forget its attributes. Ino 0 (an older peer, or a
@@ -177,9 +177,9 @@ type RenameReq struct {
 	Op        OpID
 	OldParent Ino
 	NewParent Ino
-	Flags     uint32
-	OldName   string
-	NewName   string
+	Flags     uint32 // RenameNoReplace or RenameExchange, or 0
+	OldName   string // entry of OldParent
+	NewName   string // entry of NewParent
 }
 
 // RenameResp names the inode that was moved and the one that was replaced or exchanged (0: none). Moved 0 means that it
@@ -198,7 +198,7 @@ type LinkReq struct {
 	Op     OpID
 	Ino    Ino
 	Parent Ino
-	Name   string
+	Name   string // of the new entry
 }
 
 // ReadDirReq lists a directory from after Cookie (0 is the start). "." and ".." are not told: cookies 1 and 2 are
@@ -217,12 +217,12 @@ type ReadDirReq struct {
 //
 // wire:message
 type DirEntry struct {
-	Cookie  uint64
+	Cookie  uint64 // names the place behind the entry: ReadDirReq.Cookie to go on from there
 	Ino     Ino
-	Type    uint32
-	HasAttr bool
-	Name    string
-	Attr    Attr // only when HasAttr
+	Type    uint32 // S_IFMT part of the mode
+	HasAttr bool   // Attr is told
+	Name    string // bytes of any kind but slash and zero
+	Attr    Attr   // only when HasAttr
 }
 
 // ReadDirResp holds entries in order of cookie; EOF says that there are none after them.
@@ -246,7 +246,7 @@ type ReadLinkReq struct {
 //
 // wire:message
 type ReadLinkResp struct {
-	Target string
+	Target string // of the link
 }
 
 // OpenReq counts the inode as open by the session (once, however often) and asks for a lease.
@@ -292,9 +292,9 @@ const (
 // wire:message
 type Location struct {
 	Kind     LocKind
-	K        uint8
-	M        uint8
-	Degraded bool // two strips share a failure domain
+	K        uint8 // data strips; of a segment without meaning
+	M        uint8 // parity strips; a segment has M+1 replicas
+	Degraded bool  // two strips share a failure domain
 	ID       StripID
 	Blocks   uint32    // data blocks of a stripe: see Geometry
 	Drives   []DriveID // k+m of a stripe, m+1 of a segment
@@ -346,7 +346,7 @@ type ExtentsResp struct {
 type WriteRun struct {
 	Off  uint64 // a multiple of BlockSize
 	Len  uint64
-	Sums []uint64
+	Sums []uint64 // xxhash64 of every block
 }
 
 // FileWrite is what a WriteReq writes to one file, all in one region.
@@ -354,12 +354,12 @@ type WriteRun struct {
 // wire:message
 type FileWrite struct {
 	Ino    Ino
-	Region uint64
+	Region uint64     // number of the region: offset divided by RegionBytes
 	Runs   []WriteRun // in order, not overlapping
 	// Publish (only with region 0): the inode takes Size (if larger than its size) and Mtime in the same commit.
 	Publish bool
-	Size    uint64
-	Mtime   int64
+	Size    uint64 // of the file, bytes
+	Mtime   int64  // nanoseconds since 1970
 }
 
 // WriteReq writes blocks to files of one bucket, all or nothing, durably. The data section holds the blocks of all runs
@@ -388,7 +388,7 @@ type WriteResp struct {
 type PrepareReq struct {
 	Op      OpID
 	Ino     Ino
-	Regions []uint64
+	Regions []uint64 // numbers of regions: offset divided by RegionBytes
 }
 
 // PublishReq sets size (if Size is larger than the inode's) and mtime once all data below is committed.
@@ -398,7 +398,7 @@ type PublishReq struct {
 	Op    OpID
 	Ino   Ino
 	Size  uint64
-	Mtime int64
+	Mtime int64 // nanoseconds since 1970
 }
 
 // PunchReq drops the extents of [Off, Off+Len), whole blocks of one region. The session holds the write lease.
@@ -419,16 +419,16 @@ type XattrReq struct {
 	Op    OpID
 	Ino   Ino
 	Flags uint32
-	Name  string
-	Value []byte
+	Name  string // of the attribute: user.x
+	Value []byte // to set
 }
 
 // XattrResp holds a value, or names.
 //
 // wire:message
 type XattrResp struct {
-	Value []byte
-	Names []string
+	Value []byte   // of the attribute asked for
+	Names []string // of all, when they are listed
 }
 
 // Types of lock.
@@ -446,14 +446,14 @@ const (
 type LockReq struct {
 	Op    OpID
 	Ino   Ino
-	Owner uint64
+	Owner uint64 // who holds it within the session, as the kernel names lock owners
 	Start uint64
 	End   uint64
-	Type  uint8
-	Flock bool
+	Type  uint8 // LockRead, LockWrite or LockUnlock
+	Flock bool  // the lock is of flock, not of fcntl
 	Wait  bool
-	Test  bool
-	PID   uint32
+	Test  bool   // tell only who is in the way
+	PID   uint32 // of the holder, for those who test
 }
 
 // LockResp, of a test, describes the first lock in the way; Type LockUnlock when there is none.
@@ -461,9 +461,9 @@ type LockReq struct {
 // wire:message
 type LockResp struct {
 	Type  uint8
-	Start uint64
-	End   uint64
-	PID   uint32
+	Start uint64 // first byte of the lock in the way
+	End   uint64 // last byte
+	PID   uint32 // of its holder
 }
 
 // StatFSReq asks for the space of a filesystem.
@@ -477,10 +477,10 @@ type StatFSReq struct {
 //
 // wire:message
 type StatFSResp struct {
-	TotalBytes uint64
-	FreeBytes  uint64
-	Files      uint64
-	FreeFiles  uint64
+	TotalBytes uint64 // that data can take
+	FreeBytes  uint64 // of them
+	Files      uint64 // inodes there can be
+	FreeFiles  uint64 // of them
 }
 
 // LeaseDropReq gives leases back that the holder no longer needs (nothing of them is dirty or cached).
@@ -545,9 +545,9 @@ type ReclaimResp struct {
 type MakeRootReq struct {
 	FS   FSID
 	Root Ino
-	Mode uint32
-	UID  uint32
-	GID  uint32
+	Mode uint32 // permission bits
+	UID  uint32 // owner
+	GID  uint32 // group
 }
 
 // BucketStatReq asks the owner about a bucket.
@@ -564,13 +564,13 @@ type BucketStatResp struct {
 	Bucket     BucketID
 	Epoch      Epoch
 	State      BucketState
-	Inodes     uint64
+	Inodes     uint64 // that lie in the bucket
 	DataBytes  uint64 // live, before protection
-	Stripes    uint64
-	Segments   uint64
-	OpenTxns   uint64
-	Leases     uint64
-	Orphans    uint64
+	Stripes    uint64 // that the bucket maps
+	Segments   uint64 // of file data that it maps
+	OpenTxns   uint64 // prepared, and not decided as far as this bucket knows
+	Leases     uint64 // that sessions hold
+	Orphans    uint64 // inodes without a name that somebody has open
 	TableBytes uint64 // of the database
 	Error      string // why it does not open, if it does not
 }

@@ -8,12 +8,12 @@ package wire
 type RegisterReq struct {
 	Proc    ProcID
 	Role    Role
-	PID     uint32
-	Name    string
-	Version string
-	Addrs   []string
+	PID     uint32   // on its server; not 0
+	Name    string   // of the slot; it must be that of Proc
+	Version string   // of the software
+	Addrs   []string // where it listens, as in ProcInfo
 	Drives  []DriveInfo
-	Cores   []uint32
+	Cores   []uint32 // as in ProcInfo
 }
 
 // RegisterResp gives the run its incarnation, a frontend its session, and the map.
@@ -49,7 +49,7 @@ type BucketReport struct {
 	Bucket BucketID
 	Epoch  Epoch
 	State  BucketState
-	Error  string
+	Error  string // why it is BucketFailed; else empty
 }
 
 // HeartbeatReq renews the lease of a process, and of the session of a frontend. The lease holds from when the request was sent.
@@ -63,9 +63,9 @@ type HeartbeatReq struct {
 	Incarnation Incarnation
 	Session     SessionID
 	Generation  Generation
-	RSSBytes    uint64
-	Ready       bool // frontend: it is mounted; drive and compute: it serves
-	Note        string
+	RSSBytes    uint64 // memory of the process
+	Ready       bool   // frontend: it is mounted; drive and compute: it serves
+	Note        string // for people, such as why it is not ready
 	Buckets     []BucketReport
 	Drives      []DriveStatResp
 }
@@ -105,10 +105,10 @@ const (
 // wire:message
 type EventReq struct {
 	Proc     ProcID
-	Severity uint8
+	Severity uint8  // see Severities
 	Type     string // such as "strip.corrupt"
-	Text     string
-	Time     int64 // nanoseconds since 1970
+	Text     string // for people
+	Time     int64  // nanoseconds since 1970
 }
 
 // EvictReq asks to end a session that does not answer recalls.
@@ -116,7 +116,7 @@ type EventReq struct {
 // wire:message
 type EvictReq struct {
 	Session SessionID
-	Reason  string
+	Reason  string // for people
 }
 
 // GoodbyeReq says that the process stops in an orderly way and holds nothing any more.
@@ -134,7 +134,7 @@ type GoodbyeReq struct {
 // wire:message
 type DriveTroubleReq struct {
 	Proc  ProcID
-	PID   uint32
+	PID   uint32 // of the run that ends
 	Drive DriveID
 	Text  string // why
 }

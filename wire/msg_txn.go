@@ -7,8 +7,8 @@ package wire
 // wire:message
 type TxnID struct {
 	Coordinator BucketID
-	Epoch       Epoch // of the coordinator when it began
-	Seq         uint64
+	Epoch       Epoch  // of the coordinator when it began
+	Seq         uint64 // counts the coordinator's transactions
 }
 
 // TxnOp is one step that a participant checks and locks at prepare and applies at commit. What the fields mean depends
@@ -19,15 +19,15 @@ type TxnOp struct {
 	Kind  uint8
 	Ino   Ino // the inode that the step is about (it lies in the participant's bucket)
 	Other Ino
-	Mode  uint32
-	UID   uint32
-	GID   uint32
-	Rdev  uint32
-	Flags uint32
+	Mode  uint32 // of an inode, or the type of an entry
+	UID   uint32 // owner of an inode to make
+	GID   uint32 // its group
+	Rdev  uint32 // of a device to make
+	Flags uint32 // of the step
 	FS    FSID
-	Time  int64
-	Name  string
-	Extra []byte
+	Time  int64  // nanoseconds since 1970
+	Name  string // of an entry
+	Extra []byte // such as the target of a symlink
 }
 
 // TxnPrepareReq asks a bucket to check the steps, lock their keys and record that, durably. Idempotent by ID.
@@ -53,7 +53,7 @@ type TxnPrepareResp struct {
 type TxnDecideReq struct {
 	ID     TxnID
 	Bucket BucketID
-	Commit bool
+	Commit bool // else it is aborted
 }
 
 // TxnQueryReq, from a participant in doubt to the coordinator, asks for the outcome.
@@ -75,7 +75,7 @@ const (
 //
 // wire:message
 type TxnQueryResp struct {
-	Outcome uint8
+	Outcome uint8 // TxnUnknown, TxnPending or TxnCommitted
 }
 
 // DropRegionsReq asks a bucket to drop all extents of an inode at and after FromOff in the regions named. Idempotent:
@@ -85,12 +85,12 @@ type TxnQueryResp struct {
 type DropRegionsReq struct {
 	Bucket  BucketID
 	Ino     Ino
-	FromOff uint64 // bytes
-	Regions []uint64
+	FromOff uint64   // bytes
+	Regions []uint64 // numbers of regions: offset divided by RegionBytes
 	// Seq rises with every truncation of the inode: a request that is not above the last one done is late, and ignored.
 	// (Within one truncation Last tells which request is the last for the bucket.)
 	Seq  uint64
-	Last bool
+	Last bool // of the requests with this Seq
 	Gone bool // the inode is deleted: the bucket forgets it altogether
 }
 
@@ -107,7 +107,7 @@ type DropRegionsResp struct {
 // wire:message
 type RegionBlocks struct {
 	Ino     Ino
-	Blocks  uint64
+	Blocks  uint64 // of BlockSize bytes
 	Version uint64
 }
 

@@ -1519,6 +1519,7 @@ func (m *ProcInfo) Append(b []byte) []byte {
 		b = appendStr(b, m.Addrs[i1])
 	}
 	b = appendU32s(b, m.Cores)
+	b = append(b, m.Key[:]...)
 	return b
 }
 
@@ -1547,6 +1548,8 @@ func (m *ProcInfo) decode(d *decoder) {
 		}
 	}
 	m.Cores = decodeU32s[uint32](d)
+	m.Key = ProcKey{}
+	copy(m.Key[:], d.take(len(m.Key)))
 }
 
 // Append encodes m at the end of b.

@@ -241,6 +241,25 @@ func MgmtAddr(dir string) string { return ProcAddr(dir, "mgmt") }
 // ProcAddr is the address where the process of that name listens.
 func ProcAddr(dir, name string) string { return "unix:" + filepath.Join(RunDir(dir), name+".sock") }
 
+// CAPath is the file of the cluster's CA: a certificate, and the key by which mgmt issues the identities of processes.
+func CAPath(dir string) string { return filepath.Join(dir, "mgmt", "ca.pem") }
+
+// identitySuffix ends the names of identity files.
+const identitySuffix = ".identity"
+
+// IdentityPath is the file with which the present run of the process of that name proves who it is. It is there from shortly before the
+// process starts until it has ended.
+func IdentityPath(dir, name string) string { return filepath.Join(RunDir(dir), name+identitySuffix) }
+
+// RemoveIdentities removes what a mgmt that died has left of them, when no process of the cluster runs any more.
+func RemoveIdentities(dir string) error {
+	left, err := filepath.Glob(filepath.Join(RunDir(dir), "*"+identitySuffix))
+	for _, path := range left {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
 // CheckDir says in one line why dir cannot hold a cluster, or nil: it must be absolute and short enough for the paths of
 // unix sockets in it.
 func CheckDir(dir string) error {

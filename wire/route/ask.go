@@ -68,11 +68,19 @@ func (r *Router) connect(ctx context.Context, p *wire.ProcInfo, timeout time.Dur
 	defer cancel()
 	conn, err := r.pool.Get(dctx, p.Addrs)
 	if err == nil {
+		err = expect(conn, p.Role, p.ID)
+	}
+	if err == nil {
 		return conn, nil
 	}
 	kind := wire.KindOf(err)
-	if ctx.Err() == nil && (kind == wire.KindTimeout || kind == wire.KindInterrupted || kind == wire.KindConnLost) {
+	switch {
+	case ctx.Err() != nil:
+	case kind == wire.KindTimeout, kind == wire.KindInterrupted, kind == wire.KindConnLost:
 		kind = wire.KindUnavailable // the dial took too long, not the request
+	case r.c.Identity != nil && (kind == wire.KindRefused || kind == wire.KindAuthentication):
+		// One side does not know yet what has become of the other; a run that is over itself is told by mgmt.
+		kind = wire.KindUnavailable
 	}
 	return nil, wire.E("route.connect", kind, p.Name, err)
 }

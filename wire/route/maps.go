@@ -15,15 +15,20 @@ type index struct {
 	m      *wire.ClusterMap
 	procs  map[wire.ProcID]*wire.ProcInfo
 	drives map[wire.DriveID]*wire.DriveInfo
+
+	sessions map[wire.ProcID]bool // processes that have one
 }
 
 func newIndex(m *wire.ClusterMap) *index {
-	x := &index{m: m, procs: map[wire.ProcID]*wire.ProcInfo{}, drives: map[wire.DriveID]*wire.DriveInfo{}}
+	x := &index{m: m, procs: map[wire.ProcID]*wire.ProcInfo{}, drives: map[wire.DriveID]*wire.DriveInfo{}, sessions: map[wire.ProcID]bool{}}
 	for i := range m.Processes {
 		x.procs[m.Processes[i].ID] = &m.Processes[i]
 	}
 	for i := range m.Drives {
 		x.drives[m.Drives[i].ID] = &m.Drives[i]
+	}
+	for _, s := range m.Sessions {
+		x.sessions[s.Proc] = true
 	}
 	return x
 }
@@ -56,6 +61,7 @@ func (r *Router) SetMap(m *wire.ClusterMap) {
 	if old != nil {
 		r.dropGone(old, now)
 	}
+	r.expel(now)
 	r.mu.Lock()
 	close(r.changed)
 	r.changed = make(chan struct{})

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -21,12 +23,18 @@ type Config struct {
 	OnMap func(m *wire.ClusterMap)
 	// OnClose is called when a connection made here has ended; may be nil.
 	OnClose func(c *rpc.Conn, err error)
+	// Identity is what this process proves itself with (see rpc.Options); nil in tests. Whom it connects to must then be in the map.
+	Identity *identity.Identity
+	// TLS encrypts connections over TCP.
+	TLS bool
 	// Net is the network of "mem:" addresses; nil where none is used.
 	Net *rpc.Mem
 	// Shm lets data pass by reference on connections made here; see rpc.Options.
 	Shm bool
 	// SameServer says whether a process is on this server, so that data may pass by reference; nil is any with a unix address.
 	SameServer func(p wire.ProcID) bool
+	// Capture is as in rpc.Options.
+	Capture *capture.Tap
 	// Log gets events; nil is slog.Default().
 	Log *slog.Logger
 }
@@ -45,13 +53,15 @@ type Router struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed at every new map, and made anew
 	away    map[wire.ProcID]time.Time
+	guarded []*rpc.Listener // only grows
 }
 
 // New makes a Router without a map; Run it.
 func New(c Config) *Router {
 	r := &Router{c: c, kick: make(chan struct{}, 1), changed: make(chan struct{}), away: map[wire.ProcID]time.Time{}}
 	r.pool = rpc.NewPool(rpc.Options{
-		Self: c.Self, Arena: c.Arena, Handler: c.Handler, OnClose: c.OnClose, Net: c.Net, Log: c.Log,
+		Self: c.Self, Arena: c.Arena, Handler: c.Handler, OnClose: c.OnClose, Net: c.Net, Log: c.Log, Capture: c.Capture,
+		Identity: c.Identity, Admit: r.Admit, TLS: c.TLS,
 		Generation: r.generation, OnGeneration: func(wire.Generation) { r.refresh() },
 		Shm: c.Shm, ShmWith: c.shmWith(),
 	})
@@ -72,6 +82,9 @@ func (r *Router) Close() { r.pool.Close() }
 // Mgmt asks the local mgmt, once.
 func (r *Router) Mgmt(ctx context.Context, call *rpc.Call) error {
 	c, err := r.pool.Get(ctx, []string{r.c.Mgmt})
+	if err == nil {
+		err = expect(c, wire.RoleMgmt, 0)
+	}
 	if err != nil {
 		return err
 	}

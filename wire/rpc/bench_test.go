@@ -75,8 +75,8 @@ func benchWorld(b *testing.B, transport string) *Conn {
 // BenchmarkCall is one request and answer at a time.
 func BenchmarkCall(b *testing.B) {
 	for _, t := range transports {
-		b.Run(t, func(b *testing.B) {
-			c := benchWorld(b, t)
+		b.Run(t.name, func(b *testing.B) {
+			c := benchWorld(b, t.name)
 			b.ReportAllocs()
 			var req, resp wire.AppendResp
 			call := Call{Method: mEcho, Req: &req, Resp: &resp}
@@ -93,8 +93,8 @@ func BenchmarkCall(b *testing.B) {
 func BenchmarkParallel(b *testing.B) {
 	for _, t := range transports {
 		for _, callers := range []int{8, 64} {
-			b.Run(fmt.Sprint(t, callers), func(b *testing.B) {
-				c := benchWorld(b, t)
+			b.Run(fmt.Sprint(t.name, callers), func(b *testing.B) {
+				c := benchWorld(b, t.name)
 				b.ReportAllocs()
 				b.ResetTimer()
 				var wg sync.WaitGroup
@@ -120,8 +120,8 @@ func BenchmarkParallel(b *testing.B) {
 func BenchmarkRead(b *testing.B) {
 	for _, t := range transports {
 		for _, n := range []int{4096, 128 << 10, 1 << 20} {
-			b.Run(fmt.Sprint(t, n), func(b *testing.B) {
-				c := benchWorld(b, t)
+			b.Run(fmt.Sprint(t.name, n), func(b *testing.B) {
+				c := benchWorld(b, t.name)
 				b.ReportAllocs()
 				b.SetBytes(int64(n))
 				call := Call{Method: mMake, Req: &wire.AppendResp{Len: uint64(n)}}
@@ -140,8 +140,8 @@ func BenchmarkRead(b *testing.B) {
 func BenchmarkWrite(b *testing.B) {
 	for _, t := range transports {
 		for _, n := range []int{4096, 128 << 10, 1 << 20} {
-			b.Run(fmt.Sprint(t, n), func(b *testing.B) {
-				c := benchWorld(b, t)
+			b.Run(fmt.Sprint(t.name, n), func(b *testing.B) {
+				c := benchWorld(b, t.name)
 				buf, err := c.o.Arena.Alloc(context.Background(), n)
 				if err != nil {
 					b.Fatal(err)

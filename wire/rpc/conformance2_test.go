@@ -376,47 +376,44 @@ func TestBigMeta(t *testing.T) {
 
 // Claim: a peer that asks for much and reads nothing costs the server a bounded part of its arena, and other peers are served.
 func TestSlowReader(t *testing.T) {
-	for _, name := range []string{"unix", "tcp", "mem"} {
-		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, name)
-			w.serverA = testArena(t, 256<<20)
-			w.server.Arena = w.serverA
-			w.server.MaxHandlers = 8
-			w.server.Handler = func(ctx context.Context, r *Request) (wire.Message, wire.Data, error) {
-				r.Data.Release()
-				b, err := w.serverA.Alloc(ctx, 1<<20)
-				if err != nil {
-					return nil, nil, err
-				}
-				return nil, b.Data(1 << 20), nil
+	eachTransport(t, func(t *testing.T, w *world) {
+		w.serverA = testArena(t, 256<<20)
+		w.server.Arena = w.serverA
+		w.server.MaxHandlers = 8
+		w.server.Handler = func(ctx context.Context, r *Request) (wire.Message, wire.Data, error) {
+			r.Data.Release()
+			b, err := w.serverA.Alloc(ctx, 1<<20)
+			if err != nil {
+				return nil, nil, err
 			}
-			w.serve()
-			s := w.raw()
-			for id := range 200 {
-				if err := writeFull(s, frame(wire.Header{Kind: wire.FrameRequest, Method: mMake, ID: uint64(id + 1)}, nil, nil)); err != nil {
-					t.Fatal(err)
-				}
+			return nil, b.Data(1 << 20), nil
+		}
+		w.serve()
+		s := w.raw()
+		for id := range 200 {
+			if err := writeFull(s, frame(wire.Header{Kind: wire.FrameRequest, Method: mMake, ID: uint64(id + 1)}, nil, nil)); err != nil {
+				t.Fatal(err)
 			}
-			time.Sleep(100 * time.Millisecond)
-			if used := w.serverA.Used(); used > 24<<20 {
-				t.Errorf("a peer that does not read holds %d MiB", used>>20)
+		}
+		time.Sleep(100 * time.Millisecond)
+		if used := w.serverA.Used(); used > 24<<20 {
+			t.Errorf("a peer that does not read holds %d MiB", used>>20)
+		}
+		c := w.dial()
+		call := Call{Method: mMake}
+		if err := c.Do(t.Context(), &call); err != nil {
+			t.Error(err)
+		}
+		call.RespData.Release()
+		// It reads at last: every answer comes.
+		buf := make([]byte, 1<<20+wire.HeaderBytes)
+		for range 200 {
+			if err := readFull(s, buf); err != nil {
+				t.Fatal(err)
 			}
-			c := w.dial()
-			call := Call{Method: mMake}
-			if err := c.Do(t.Context(), &call); err != nil {
-				t.Error(err)
-			}
-			call.RespData.Release()
-			// It reads at last: every answer comes.
-			buf := make([]byte, 1<<20+wire.HeaderBytes)
-			for range 200 {
-				if err := readFull(s, buf); err != nil {
-					t.Fatal(err)
-				}
-			}
-			_ = s.close()
-		})
-	}
+		}
+		_ = s.close()
+	})
 }
 
 // Claim: an answer that comes after the call was given up is thrown away, and the connection goes on.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,30 +28,15 @@ type world struct {
 	clientA  *wire.Arena
 }
 
-// transports are the ones that must pass the suite.
-var transports = []string{"unix", "tcp", "mem"}
-
-func eachTransport(t *testing.T, f func(t *testing.T, w *world)) {
-	for _, name := range transports {
-		t.Run(name, func(t *testing.T) { f(t, newWorld(t, name)) })
-	}
-}
-
-func newWorld(t testing.TB, transport string) *world {
+// newWorld makes a world over the transport of this name.
+func newWorld(t testing.TB, name string) *world {
 	w := &world{t: t}
 	checkGoroutines(t)
 	w.serverA, w.clientA = testArena(t, 64<<20), testArena(t, 64<<20)
 	w.server = Options{Self: Self{Cluster: testCluster, Role: wire.RoleDrive, Proc: 2, Version: "1.0"}, Arena: w.serverA, Handler: echo}
 	w.client = Options{Self: Self{Cluster: testCluster, Role: wire.RoleCompute, Proc: 3, Version: "1.1"}, Arena: w.clientA}
-	switch transport {
-	case "unix":
-		w.addr = "unix:" + t.TempDir() + "/s"
-	case "tcp":
-		w.addr = "tcp:127.0.0.1:0"
-	case "mem":
-		m := NewMem()
-		w.addr, w.server.Net, w.client.Net = "mem:s", m.Host("server"), m.Host("client")
-	}
+	i := slices.IndexFunc(transports, func(tr transport) bool { return tr.name == name })
+	transports[i].prepare(t, w)
 	return w
 }
 

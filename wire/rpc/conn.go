@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 )
 
 // errDone says that the connection has ended; callers turn it into KindConnLost with the reason.
@@ -29,7 +30,9 @@ type Conn struct {
 	w       *writer
 	out     *window // what the peer lets us ask
 	peer    Self
+	peerKey wire.ProcKey
 	version uint16 // of the protocol
+	tap     *capture.Conn
 	own     *hello
 	log     *slog.Logger
 
@@ -63,7 +66,7 @@ type Conn struct {
 // newConn starts a connection whose hellos were exchanged.
 func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 	c := &Conn{
-		o: o, s: s, w: newWriter(s), peer: peer.self, version: version, own: own, log: o.logger(),
+		o: o, s: s, w: newWriter(s), peer: peer.self, peerKey: peer.key, version: version, own: own, log: o.logger(),
 		out:  newWindow(int(min(peer.windowReqs, wire.MaxInFlight)), int(min(peer.windowData, 1<<40))),
 		done: make(chan struct{}), finished: make(chan struct{}),
 		calls: map[uint64]*pending{}, serving: map[uint64]*served{},
@@ -73,6 +76,10 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 		c.o.MaxHandlers = defaultMaxHandlers
 	}
 	c.w.onDrain = c.startQueued
+	if o.Capture != nil {
+		c.tap = o.Capture.Conn(&capture.ConnInfo{Own: own.encode(), Peer: peer.encode(), Version: version, Name: s.name()})
+		c.w.tap = c.tap
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { c.fail(c.read()) })
 	wg.Go(func() {
@@ -87,6 +94,9 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 
 // Peer tells who is at the other end.
 func (c *Conn) Peer() Self { return c.peer }
+
+// PeerKey names the certificate by which the peer proved to be Peer; zero: it has proved nothing.
+func (c *Conn) PeerKey() wire.ProcKey { return c.peerKey }
 
 // Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }

@@ -28,7 +28,8 @@ func splitAddr(addr string) (scheme, rest string, err error) {
 
 // Dial connects to an address: "unix:/path", "tcp:host:port" or "mem:name" (see Mem). Errors: KindInvalid for a bad address,
 // KindUnavailable when nobody answers there, KindVersion, KindRefused (other cluster), KindOverLimit (the peer has too many
-// connections), KindBadFrame (it is no Crake process), KindTimeout, KindInterrupted.
+// connections), KindAuthentication (one side cannot prove who it is), KindBadFrame (it is no Crake process), KindTimeout, KindInterrupted,
+// and what Options.Admit of either side says.
 func Dial(ctx context.Context, addr string, o Options) (*Conn, error) {
 	const op = "rpc.dial"
 	if o.DialTimeout == 0 {
@@ -43,7 +44,7 @@ func Dial(ctx context.Context, addr string, o Options) (*Conn, error) {
 		}
 		return nil, wire.E(op, wire.KindUnavailable, addr, err)
 	}
-	c, err := dialled(dctx, s, o)
+	c, err := dialled(dctx, s, addr, o)
 	if err != nil {
 		_ = s.close()
 		if ctx.Err() != nil {
@@ -55,12 +56,21 @@ func Dial(ctx context.Context, addr string, o Options) (*Conn, error) {
 }
 
 // dialled shakes hands on a new stream.
-func dialled(ctx context.Context, s stream, o Options) (*Conn, error) {
+func dialled(ctx context.Context, s stream, addr string, o Options) (*Conn, error) {
 	_ = s.setDeadline(time.Now().Add(handshakeTimeout))
 	stop := context.AfterFunc(ctx, func() { _ = s.setDeadline(time.Unix(1, 0)) })
-	own, peer, version, err := shake(s, &o, true, nil)
+	inner := s
+	var own, peer *hello
+	var version uint16
+	var err error
+	if o.TLS && strings.HasPrefix(addr, schemeTCP+":") {
+		s, err = tlsOver(ctx, inner, &o, true)
+	}
+	if err == nil {
+		own, peer, version, err = greet(ctx, s, &o, true, nil)
+	}
 	if !stop() {
-		return nil, wire.E("rpc.handshake", wire.KindTimeout, s.name(), errors.Join(ctx.Err(), err))
+		return nil, wire.E("rpc.handshake", wire.KindTimeout, inner.name(), errors.Join(ctx.Err(), err))
 	}
 	if err != nil {
 		return nil, err

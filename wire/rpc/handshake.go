@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/binary"
-	"fmt"
+	"errors"
 	"io"
 
 	"github.com/cespare/xxhash/v2"
@@ -45,6 +45,11 @@ type hello struct {
 	windowData uint64 // bytes of request data that it takes unanswered
 	features   uint64
 	nonce      [16]byte
+
+	// what is known beside, and not in the bytes of a hello that is sent
+
+	raw string       // the bytes as they were sent or received; what proofs sign
+	key wire.ProcKey // of a peer that has proved who it is
 }
 
 func (h *hello) encode() []byte {
@@ -69,12 +74,15 @@ func (h *hello) encode() []byte {
 // sumHello fills the checksum of an encoded hello in.
 func sumHello(b []byte) { binary.LittleEndian.PutUint64(b[120:], xxhash.Sum64(b[:120])) }
 
-// decodeHello reads a hello; an error has KindBadFrame.
+// decodeHello reads a hello; an error has KindBadFrame, or KindAuthentication when it is TLS.
 func decodeHello(b []byte) (hello, error) {
 	const op = "rpc.handshake"
 	le := binary.LittleEndian
 	if len(b) != helloBytes {
 		return hello{}, wire.Errorf(op, wire.KindBadFrame, "", "%d bytes, want %d", len(b), helloBytes)
+	}
+	if b[0] == 0x16 && b[1] == 3 { // a record of TLS that holds a part of a handshake
+		return hello{}, wire.Errorf(op, wire.KindAuthentication, "", "the peer encrypts, this side does not: start both with encryption of the wire or both without")
 	}
 	if string(b[:8]) != helloMagic {
 		return hello{}, wire.Errorf(op, wire.KindBadFrame, "", "the peer does not speak this protocol: it began with %q", b[:8])
@@ -102,7 +110,7 @@ func decodeHello(b []byte) (hello, error) {
 // same verdict on versions; on clusters each judges by its own rule.
 func judge(own, peer *hello, anyCluster, dialled bool) (version uint16, err error) {
 	const op = "rpc.handshake"
-	who := fmt.Sprintf("%s %d", peer.self.Role, peer.self.Proc)
+	who := peer.self.who()
 	version = min(own.highest, peer.highest)
 	if version < max(own.lowest, peer.lowest) {
 		return 0, wire.Errorf(op, wire.KindVersion, who,
@@ -144,6 +152,9 @@ func ownHello(o *Options) *hello {
 	if o.Arena != nil {
 		h.windowData = uint64(min(max(o.Arena.Size()/8, minWindowBytes), maxWindowBytes))
 	}
+	if o.Identity != nil {
+		h.features |= featureProof
+	}
 	_, _ = rand.Read(h.nonce[:]) // never fails since Go 1.24
 	return h
 }
@@ -152,33 +163,43 @@ func ownHello(o *Options) *hello {
 // listening side asks room last.
 func shake(s stream, o *Options, dialled bool, room func() error) (own, peer *hello, version uint16, err error) {
 	own = ownHello(o)
+	own.raw = string(own.encode())
 	if dialled {
-		if err := writeFull(s, own.encode()); err != nil {
+		if err := writeFull(s, []byte(own.raw)); err != nil {
 			return nil, nil, 0, wire.E("rpc.handshake", wire.KindConnLost, s.name(), err)
 		}
 	}
 	b := make([]byte, helloBytes)
 	if err := readFull(s, b); err != nil {
-		return nil, nil, 0, wire.E("rpc.handshake", wire.KindConnLost, s.name(), err)
+		kind := wire.KindConnLost
+		if errors.Is(err, wire.KindAuthentication) { // by TLS
+			kind = wire.KindAuthentication
+		}
+		return nil, nil, 0, wire.E("rpc.handshake", kind, s.name(), err)
 	}
 	p, err := decodeHello(b)
 	if err != nil {
 		return nil, nil, 0, err
 	}
+	p.raw = string(b)
 	version, err = judge(own, &p, o.AnyCluster, dialled)
+	if err == nil && p.status == wire.KindNone {
+		_, err = mustProve(own, &p, o, dialled)
+	}
 	if err == nil && room != nil {
 		err = room()
 	}
 	if err != nil {
 		own.status = wire.KindOf(err)
+		own.raw = string(own.encode())
 	}
 	if !dialled {
-		if werr := writeFull(s, own.encode()); werr != nil && err == nil {
+		if werr := writeFull(s, []byte(own.raw)); werr != nil && err == nil {
 			err = wire.E("rpc.handshake", wire.KindConnLost, s.name(), werr)
 		}
 	}
 	if err == nil && p.status != wire.KindNone {
-		err = wire.Errorf("rpc.handshake", p.status, fmt.Sprintf("%s %d", p.self.Role, p.self.Proc), "refused by the peer at %s", s.name())
+		err = wire.Errorf("rpc.handshake", p.status, p.self.who(), "refused by the peer at %s", s.name())
 	}
 	return own, &p, version, err
 }

@@ -34,6 +34,21 @@ const (
 	maxHandshakes = 128
 	// handshakeTimeout ends a connection whose peer does not say who it is.
 	handshakeTimeout = 5 * time.Second
+	// maxProofBytes bounds a proof: a certificate has some 500 bytes (at most identity.MaxCertBytes), a signature 64.
+	maxProofBytes = 4 << 10
+	// maxProofText bounds what a refusal says.
+	maxProofText = 1 << 10
+	// admitTimeout bounds what Options.Admit may wait, typically for a newer map; within handshakeTimeout and defaultDialTimeout of the peer.
+	admitTimeout = 2 * time.Second
+	// tlsWriteBytes bounds what is encrypted before it is written: enough that a system call costs little beside the encryption of it.
+	tlsWriteBytes = 128 << 10
+	// tlsHeldBytes bounds what waits encrypted: that, the heads and tags of its records (22 bytes each), and the few that package tls
+	// writes of its own; past it the connection ends.
+	tlsHeldBytes = tlsWriteBytes + 16<<10
+	// tlsRecordBytes is the most that a record of TLS carries.
+	tlsRecordBytes = 16 << 10
+	// tlsReadBytes is what is read at once: four records.
+	tlsReadBytes = 4 * (tlsRecordBytes + 22)
 	// defaultDialTimeout bounds a dial where Options.DialTimeout is zero.
 	defaultDialTimeout = 3 * time.Second
 	// defaultDeadline is the deadline of a call whose ctx has none.

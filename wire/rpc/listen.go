@@ -3,9 +3,9 @@ package rpc
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -109,7 +109,7 @@ func (l *Listener) acceptAll(ctx context.Context, wg *sync.WaitGroup) error {
 			continue
 		}
 		if l.admit(s) {
-			wg.Go(func() { l.serve(s) })
+			wg.Go(func() { l.serve(ctx, s) })
 		}
 	}
 }
@@ -144,20 +144,29 @@ func (l *Listener) shaken(s stream) bool {
 }
 
 // serve shakes hands on a stream and lives as long as its connection.
-func (l *Listener) serve(s stream) {
+func (l *Listener) serve(ctx context.Context, s stream) {
+	inner := s
 	_ = s.setDeadline(time.Now().Add(handshakeTimeout))
-	own, peer, version, err := shake(s, &l.o, false, l.full)
-	ok := l.shaken(s)
+	var own, peer *hello
+	var version uint16
+	var err error
+	if l.o.TLS && strings.HasPrefix(l.Addr(), schemeTCP+":") {
+		s, err = tlsOver(ctx, inner, &l.o, false)
+	}
+	if err == nil {
+		own, peer, version, err = greet(ctx, s, &l.o, false, l.full)
+	}
+	ok := l.shaken(inner)
 	if err != nil || !ok {
-		_ = s.close()
+		_ = inner.close()
 		if ok {
-			l.o.logger().Warn("handshake failed", "addr", l.Addr(), "peer", s.name(), "err", err)
+			l.o.logger().Warn("handshake failed", "addr", l.Addr(), "peer", inner.name(), "err", err)
 		}
 		return
 	}
 	_ = s.setDeadline(time.Time{})
 	if peer.self.Role != wire.RoleNone {
-		s = &namedStream{stream: s, who: fmt.Sprintf("%s %d at %s", peer.self.Role, peer.self.Proc, l.Addr())}
+		s = &namedStream{stream: s, who: peer.self.who() + " at " + l.Addr()}
 	}
 	c := newConn(s, l.o, own, peer, version)
 	l.mu.Lock()
@@ -167,6 +176,7 @@ func (l *Listener) serve(s stream) {
 	if closed {
 		_ = c.Close()
 	}
+	c.readmit(ctx)
 	<-c.finished
 	l.mu.Lock()
 	delete(l.conns, c)
@@ -219,6 +229,10 @@ func listenSock(scheme, rest string) (*sockAcceptor, error) {
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil { // for the user of the process alone, whatever its umask
+		_ = l.Close()
 		return nil, err
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false) // the path may be by descriptor, or a successor's by then

@@ -211,7 +211,7 @@ type memPipe struct {
 	from, to string
 
 	mu       sync.Mutex
-	unit     []byte     // written, not yet a whole hello or frame
+	unit     []byte     // written, not yet a whole hello, proof or frame
 	shaken   bool       // the hello has passed
 	foreign  bool       // what is written is no frames: it passes as it is
 	held     []memFrame // on the way, in order
@@ -368,6 +368,16 @@ func (p *memPipe) unitBytes() int {
 		return 0
 	case !p.shaken && string(p.unit[:8]) == helloMagic:
 		return helloBytes
+	case isProof(p.unit):
+		if len(p.unit) < proofHeadBytes {
+			return 0
+		}
+		n, err := proofBytes(p.unit)
+		if err != nil {
+			p.foreign = true
+			return len(p.unit)
+		}
+		return n
 	case binary.LittleEndian.Uint32(p.unit) != wire.HeaderMagic:
 		p.foreign = true
 		return len(p.unit)
@@ -382,12 +392,15 @@ func (p *memPipe) unitBytes() int {
 	return wire.HeaderBytes + int(h.MetaBytes) + int(h.DataBytes)
 }
 
+// isProof tells a proof from a frame.
+func isProof(unit []byte) bool { return len(unit) >= 8 && string(unit[:8]) == proofMagic }
+
 // carry sends one unit over the link.
 // Preconditions: p.mu is held.
 func (p *memPipe) carry(f []byte) {
 	l, cut := p.n.link(p.from, p.to)
 	var h wire.Header
-	if p.shaken && !p.foreign {
+	if p.shaken && !p.foreign && !isProof(f) {
 		h, _ = wire.DecodeHeader(f)
 		if l.Drop != nil && l.Drop(h) {
 			return

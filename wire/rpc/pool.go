@@ -134,6 +134,14 @@ func (p *Pool) get(ctx context.Context, addr string) (*Conn, error) {
 func (p *Pool) dial(ctx context.Context, addr string, q *poolPeer) {
 	defer p.dials.Done()
 	c, err := Dial(ctx, addr, p.o)
+	p.dialled(c, err, q)
+	if err == nil {
+		c.readmit(p.ctx)
+	}
+}
+
+// dialled takes the outcome of a dial.
+func (p *Pool) dialled(c *Conn, err error, q *poolPeer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	q.giveUp()

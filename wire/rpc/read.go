@@ -185,6 +185,7 @@ func (rd *reader) frame() error {
 		return err
 	}
 	rd.r += total
+	rd.c.tap.Frame(false, b)
 	rd.c.sawGeneration(h.Generation)
 	switch h.Kind {
 	case wire.FrameResponse:
@@ -226,6 +227,7 @@ func (rd *reader) response(h *wire.Header, meta []byte) error {
 		p.finish(c.lostBecause(err))
 		return err
 	}
+	c.tap.Data(false, data)
 	p.deliver(h, keep.b, data, lack)
 	return nil
 }
@@ -309,6 +311,7 @@ func (rd *reader) request(h wire.Header) error {
 		r.free()
 		return rd.refuse(r, lack)
 	}
+	rd.c.tap.Data(false, data)
 	r.req.Data = data
 	return rd.offer(r)
 }
@@ -339,7 +342,11 @@ func (rd *reader) requestMeta(r *served) (lack, err error) {
 		return nil, err
 	}
 	r.req.Meta = b[wire.HeaderBytes:]
-	return nil, wire.CheckHeader(b, r.req.Meta)
+	if err := wire.CheckHeader(b, r.req.Meta); err != nil {
+		return nil, err
+	}
+	rd.c.tap.Frame(false, b)
+	return nil, nil
 }
 
 // bigMeta gives memory for a long meta section; errors as room.
@@ -386,6 +393,7 @@ func (rd *reader) bigResponse(h wire.Header) error {
 	if err := wire.CheckHeader(b, b[wire.HeaderBytes:]); err != nil {
 		return err
 	}
+	rd.c.tap.Frame(false, b)
 	rd.c.sawGeneration(h.Generation)
 	if h.Kind != wire.FrameResponse {
 		return wire.Errorf("rpc.read", wire.KindBadFrame, rd.c.s.name(), "%d bytes of meta in a frame of kind %d", h.MetaBytes, h.Kind)

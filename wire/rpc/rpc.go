@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
+	"github.com/crakefs/crake/wire/identity"
 )
 
 // Self says who this process is, in the handshake.
@@ -44,9 +46,19 @@ type Options struct {
 	Start func(ctx context.Context, req *Request) bool
 	// Kick, if not nil, is called in the reading goroutine after Start has taken requests and no further frame is at hand:
 	// what Start has queued should begin now. It must not block. It may be called while calls of other connections' Start are under way.
-	Kick        func()
-	AnyCluster  bool // accept peers of no cluster (mgmt does, from tools)
-	MaxHandlers int  // handlers at once on one connection; default 256
+	Kick func()
+	// AnyCluster makes a listener accept peers of no cluster, and of role client without proof: tools. Only for a unix socket, which its
+	// user alone can open (mgmt's).
+	AnyCluster bool
+	// Identity, if not nil, is what this process proves itself with; it then refuses peers that prove nothing. Nil takes anybody (tests).
+	Identity *identity.Identity
+	// Admit decides whether a peer that has proved to be what it said, by the certificate named key, may connect. It may wait, as long as
+	// ctx lives (2 s), and must be safe for concurrent use. Its error, which should have KindRefused or KindUnavailable, is told to the
+	// peer. Nil admits all. It is not asked about peers without proof.
+	Admit func(ctx context.Context, peer Self, key wire.ProcKey) error
+	// TLS encrypts "tcp:" connections with the certificates of the identities, which must be there. Both sides must have it or not.
+	TLS         bool
+	MaxHandlers int // handlers at once on one connection; default 256
 	DialTimeout time.Duration
 	// OnClose is called once when a connection has ended, after the last handler returned and all that Start took is answered.
 	OnClose func(c *Conn, err error)
@@ -62,6 +74,8 @@ type Options struct {
 	// ShmWith says whether data may pass by reference to and from this peer, which must be a process of the same server that is trusted;
 	// nil is any. It is asked once, after the handshake.
 	ShmWith func(peer Self) bool
+	// Capture is where people can look at the frames; nil: nowhere.
+	Capture *capture.Tap
 	// Log gets events (a peer dropped, a handshake refused); nil is slog.Default().
 	Log *slog.Logger
 }

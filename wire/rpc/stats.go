@@ -5,6 +5,7 @@ const (
 	TransportShm  = "shm"
 	TransportUnix = "unix"
 	TransportTCP  = "tcp"
+	TransportTLS  = "tcp+tls" // encrypted
 	TransportMem  = "mem"
 )
 
@@ -18,11 +19,14 @@ type ConnStats struct {
 	LoansOutBytes       int    // memory that they hold, of this process and passed on; of an ended connection: in quarantine
 }
 
-// Transport tells how data passes: "shm" (by reference), "unix", "tcp" or "mem".
+// Transport tells how data passes: "shm" (by reference), "unix", "tcp", "tcp+tls" (encrypted) or "mem".
 func (c *Conn) Transport() string {
 	s := c.s
 	if n, ok := s.(*namedStream); ok {
 		s = n.stream
+	}
+	if _, ok := s.(*tlsStream); ok {
+		return TransportTLS
 	}
 	k, ok := s.(*sockStream)
 	switch {

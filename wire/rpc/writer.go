@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 )
 
 // outFrame is a frame that waits to be written.
@@ -57,6 +58,8 @@ type writer struct {
 	closed  bool
 	backlog atomic.Int64 // bytes of data that wait
 	onDrain func()       // called when the backlog has fallen below maxBacklogBytes; immutable
+
+	tap *capture.Conn // immutable once frames are sent
 
 	txBytes atomic.Uint64 // written, for the watch on stalls
 	txData  atomic.Uint64 // data sections of frames that were begun to be written
@@ -197,6 +200,8 @@ func (w *writer) take(q []outFrame, maxBytes, maxParts int) []outFrame {
 		w.backlog.Add(-int64(data))
 		w.txData.Add(uint64(data))
 		w.batch = append(w.batch, *f)
+		w.tap.Frame(true, f.head.b)
+		w.tap.Data(true, f.data)
 		w.parts = append(w.parts, f.head.b)
 		for _, s := range f.data {
 			w.parts = append(w.parts, s.B)

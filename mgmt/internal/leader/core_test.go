@@ -74,7 +74,7 @@ func (f *fixture) start(name string) Registered {
 func (f *fixture) register(name string, pid uint32) Registered {
 	f.t.Helper()
 	p := f.c.s.ProcNamed(name)
-	r, err := f.c.Register(f.now, &wire.RegisterReq{Proc: p.ID, Name: name, Role: p.Role, PID: pid, Version: "v", Addrs: []string{"mem:" + name}})
+	r, err := f.c.Register(f.now, &wire.RegisterReq{Proc: p.ID, Name: name, Role: p.Role, PID: pid, Version: "v", Addrs: []string{"mem:" + name}}, wire.ProcKey{byte(pid)})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -440,14 +440,14 @@ func TestRegisterRefused(t *testing.T) {
 		r := good
 		edit(&r)
 		gen := f.c.s.Generation
-		if _, err := f.c.Register(f.now, &r); wire.KindOf(err) != wire.KindRefused {
+		if _, err := f.c.Register(f.now, &r, wire.ProcKey{}); wire.KindOf(err) != wire.KindRefused {
 			t.Errorf("%s: %v, want refused", name, err)
 		}
 		if f.c.s.Generation != gen {
 			t.Errorf("%s: the map changed", name)
 		}
 	}
-	if _, err := f.c.Register(f.now, &good); err != nil {
+	if _, err := f.c.Register(f.now, &good, wire.ProcKey{}); err != nil {
 		t.Error(err)
 	}
 }

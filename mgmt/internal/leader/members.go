@@ -13,8 +13,9 @@ type Registered struct {
 	Session     wire.SessionID // of a frontend
 }
 
-// Register takes up a new run of a slot. Refused: a slot that is not there, not wanted, or of another name or role.
-func (c *Core) Register(now Millis, r *wire.RegisterReq) (Registered, error) {
+// Register takes up a new run of a slot, which has proved itself by the certificate named key. Refused: a slot that is not there, not
+// wanted, or of another name or role.
+func (c *Core) Register(now Millis, r *wire.RegisterReq, key wire.ProcKey) (Registered, error) {
 	p, err := c.checkRegister(r)
 	if err != nil {
 		return Registered{}, err
@@ -30,6 +31,7 @@ func (c *Core) Register(now Millis, r *wire.RegisterReq) (Registered, error) {
 	}
 	p.Incarnation++
 	p.PID, p.Version, p.Addrs, p.Cores = r.PID, r.Version, slices.Clone(r.Addrs), slices.Clone(r.Cores)
+	p.Key = key
 	p.State = wire.ProcUp
 	*l = Live{Heard: now, Since: now, Spoken: true, fence: l.fence}
 	out := Registered{Incarnation: p.Incarnation}

@@ -51,6 +51,7 @@ type Proc struct {
 	Version     string           `json:"version"`
 	Addrs       []string         `json:"addrs"`
 	Cores       []uint32         `json:"cores"`
+	Key         wire.ProcKey     `json:"key"` // names the certificate that it registered with
 
 	// Old are earlier runs that are not known to be dead: what they owned is given to nobody until they are.
 	Old []Run `json:"old,omitempty"`
@@ -207,7 +208,7 @@ func (s *State) Map(cluster wire.ClusterID, leaseMs int) *wire.ClusterMap {
 		p := s.Procs[id]
 		m.Processes = append(m.Processes, wire.ProcInfo{
 			ID: p.ID, Incarnation: p.Incarnation, Server: p.Server, Role: p.Role, State: p.State, PID: p.PID,
-			Name: p.Name, Version: p.Version, Addrs: slices.Clone(p.Addrs), Cores: slices.Clone(p.Cores),
+			Name: p.Name, Version: p.Version, Addrs: slices.Clone(p.Addrs), Cores: slices.Clone(p.Cores), Key: p.Key,
 		})
 	}
 	for _, id := range s.DriveIDs() {

@@ -1,6 +1,9 @@
-// Gen writes the encoders of the message structs of package wire: every struct type whose doc comment holds
-// "wire:message" (may grow; nested with a length before it) or "wire:fixed" (never grows). It reads the Go files of the
-// folder it runs in.
+// Gen writes what follows from the declarations of package wire, whose folder it runs in, so that it cannot differ from them:
+//
+//   - zz_messages.go: the encoders of the message structs, which are those whose doc comment holds "wire:message" (may grow; nested with a
+//     length before it) or "wire:fixed" (never grows); and the list of them, for tests;
+//   - zz_methods.go: the methods with their names and messages, from the constants of type Method and the comment behind each;
+//   - MESSAGES.md: methods, messages, numbers and limits for people who write another implementation.
 package main
 
 import (
@@ -21,21 +24,39 @@ import (
 func main() {
 	out := flag.String("o", "zz_messages.go", "file to write")
 	flag.Parse()
-	g := &gen{kinds: map[string]string{}, structs: map[string]*ast.StructType{}, fixed: map[string]bool{}}
-	if err := g.load("."); err != nil {
-		log.Fatal(err)
-	}
-	src, err := g.write()
+	files, err := generate(".", *out)
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := os.WriteFile(*out, src, 0o644); err != nil {
-		log.Fatal(err)
+	for name, content := range files {
+		if err := os.WriteFile(name, content, 0o644); err != nil {
+			log.Fatal(err)
+		}
 	}
-	registry := strings.TrimSuffix(*out, ".go") + "_test.go"
-	if err := os.WriteFile(registry, g.registry(), 0o644); err != nil {
-		log.Fatal(err)
+}
+
+// generate gives the files to write, by name, for the package in dir; encoders is the name of the one with the encoders.
+func generate(dir, encoders string) (map[string][]byte, error) {
+	g, err := load(dir)
+	if err != nil {
+		return nil, err
 	}
+	src, err := g.write()
+	if err != nil {
+		return nil, err
+	}
+	methods, err := g.methodsFile()
+	if err != nil {
+		return nil, err
+	}
+	doc, err := g.document()
+	if err != nil {
+		return nil, err
+	}
+	return map[string][]byte{
+		encoders: src, strings.TrimSuffix(encoders, ".go") + "_test.go": g.registry(),
+		"zz_methods.go": methods, "MESSAGES.md": doc,
+	}, nil
 }
 
 // registry writes the list of all messages, for tests.
@@ -53,9 +74,20 @@ type gen struct {
 	kinds    map[string]string          // named type -> underlying basic type or "[N]byte"
 	structs  map[string]*ast.StructType // every message struct
 	fixed    map[string]bool            // message structs that never grow: "wire:fixed", nested without a length
+	docs     map[string]string          // of every type: its doc comment, joined to one line
+	texts    map[string]string          // the same with what is drawn in it
+	consts   []constGroup               // every group of constants, in order of file and place
 	order    []string
 	buf      bytes.Buffer
 	tempName int
+}
+
+func load(dir string) (*gen, error) {
+	g := &gen{
+		kinds: map[string]string{}, structs: map[string]*ast.StructType{}, fixed: map[string]bool{},
+		docs: map[string]string{}, texts: map[string]string{},
+	}
+	return g, g.load(dir)
 }
 
 func (g *gen) load(dir string) error {
@@ -74,6 +106,9 @@ func (g *gen) load(dir string) error {
 		}
 		for _, d := range f.Decls {
 			gd, ok := d.(*ast.GenDecl)
+			if ok && gd.Tok == token.CONST {
+				g.addConsts(filepath.Base(name), gd)
+			}
 			if !ok || gd.Tok != token.TYPE {
 				continue
 			}
@@ -91,6 +126,7 @@ func (g *gen) addType(gd *ast.GenDecl, ts *ast.TypeSpec) {
 	if doc == nil {
 		doc = gd.Doc
 	}
+	g.docs[ts.Name.Name], g.texts[ts.Name.Name] = oneLine(doc), blocks(doc)
 	switch t := ts.Type.(type) {
 	case *ast.Ident:
 		g.kinds[ts.Name.Name] = t.Name

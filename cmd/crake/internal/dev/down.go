@@ -59,6 +59,9 @@ func Down(ctx context.Context, c DownConfig) error {
 	if len(left) > 0 {
 		say("ended %d processes that ran without mgmt", len(left))
 	}
+	if err := api.RemoveIdentities(c.Dir); err != nil {
+		return err
+	}
 	if f != nil && f.Mount != "" {
 		if err := detachDead(f.Mount); err != nil {
 			return err

@@ -20,7 +20,9 @@ import (
 	"github.com/crakefs/crake/drive"
 	"github.com/crakefs/crake/frontend"
 	"github.com/crakefs/crake/mgmt"
+	"github.com/crakefs/crake/mgmt/api"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/capture"
 	"github.com/crakefs/crake/wire/copies"
 )
 
@@ -32,6 +34,7 @@ type common struct {
 	mgmt    string
 	listen  string
 	arena   size.Flag
+	capture captureFlag
 }
 
 func (c *common) register(cmd *cobra.Command) {
@@ -42,6 +45,12 @@ func (c *common) register(cmd *cobra.Command) {
 	f.StringVar(&c.mgmt, "mgmt", "", "address of mgmt, such as unix:/path")
 	f.StringVar(&c.listen, "listen", "", "address to listen at, such as unix:/path")
 	f.Var(&c.arena, "arena", "memory for file data")
+	c.capture.register(cmd)
+}
+
+// tap makes the place where people can look at this process's frames.
+func (c *common) tap(role wire.Role) *capture.Tap {
+	return capture.New(capture.Origin{Role: role, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Name: c.name})
 }
 
 // clusterFlag is a cluster id.
@@ -112,8 +121,9 @@ func Compute(version string) *cobra.Command {
 			cfg := compute.Config{
 				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen,
 				Arena: int64(c.arena), Memory: int64(memory), Version: version, Cores: pinned(), Log: logger(),
+				Capture: c.tap(wire.RoleCompute),
 			}
-			return serve(cmd.Context(), cfg.Validate, func(ctx context.Context) error { return compute.Run(ctx, cfg) })
+			return serve(cmd.Context(), cfg.Validate, c.capture.during(cfg.Capture, c.listen, func(ctx context.Context) error { return compute.Run(ctx, cfg) }))
 		},
 	}
 	c.register(cmd)
@@ -124,16 +134,23 @@ func Compute(version string) *cobra.Command {
 // Mgmt makes crake mgmt.
 func Mgmt(version string) *cobra.Command {
 	cfg := mgmt.Config{Version: version}
+	var looked captureFlag
 	cmd := &cobra.Command{
 		Use: "mgmt", Short: "manage a cluster: map, membership, processes, API", Args: cobra.NoArgs,
 		Long:    "Runs mgmt of the cluster in DIR, which starts all other processes. crake dev up does this.",
 		Example: "  crake mgmt --dir /var/lib/crake",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Log = logger()
-			return serve(cmd.Context(), cfg.Validate, func(ctx context.Context) error { return mgmt.Run(ctx, cfg) })
+			run := func(ctx context.Context) error { return mgmt.Run(ctx, cfg) }
+			if cfg.Worker { // the keeper speaks with nobody
+				cfg.Capture = capture.New(capture.Origin{Role: wire.RoleMgmt, Name: "mgmt"})
+				run = looked.during(cfg.Capture, api.MgmtAddr(cfg.Dir), run)
+			}
+			return serve(cmd.Context(), cfg.Validate, run)
 		},
 	}
 	cmd.Flags().StringVar(&cfg.Dir, "dir", "", "directory of the cluster, absolute")
+	looked.register(cmd)
 	cmd.Flags().BoolVar(&cfg.Worker, "worker", false, "run mgmt itself, without a keeper that restarts it")
 	if err := cmd.Flags().MarkHidden("worker"); err != nil {
 		panic(err) // the flag has just been made
@@ -169,9 +186,9 @@ func Drive(version string) *cobra.Command {
 				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen,
 				Arena: int64(c.arena), Devices: []drive.Device{{Path: device, ID: wire.DriveID(id)}}, Engine: engine,
 				ScrubRate: scrubRate, NoDiscard: noDiscard, Version: version,
-				Cores: pinned(), Log: logger(),
+				Cores: pinned(), Log: logger(), Capture: c.tap(wire.RoleDrive),
 			}
-			return serve(cmd.Context(), cfg.Validate, func(ctx context.Context) error { return drive.Run(ctx, cfg) })
+			return serve(cmd.Context(), cfg.Validate, c.capture.during(cfg.Capture, c.listen, func(ctx context.Context) error { return drive.Run(ctx, cfg) }))
 		},
 	}
 	c.register(cmd)
@@ -241,8 +258,9 @@ func Frontend(version string) *cobra.Command {
 			cfg := frontend.Config{
 				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen,
 				ArenaBytes: int64(c.arena), FS: fs, Mount: mount, DirtyBytes: int64(dirty), Version: version, Cores: pinned(), Log: logger(),
+				Capture: c.tap(wire.RoleFrontend),
 			}
-			return serve(cmd.Context(), cfg.Validate, func(ctx context.Context) error { return frontend.Run(ctx, cfg) })
+			return serve(cmd.Context(), cfg.Validate, c.capture.during(cfg.Capture, c.listen, func(ctx context.Context) error { return frontend.Run(ctx, cfg) }))
 		},
 	}
 	c.register(cmd)
