@@ -46,7 +46,7 @@ func run(bin, wire string, mib int) (err error) {
 		return err
 	}
 	path := filepath.Join(c.Mount, "f")
-	if err := copyload.Write(path, 32, os.O_TRUNC); err != nil { // connections and memory are warm after it
+	if err := copyload.Warm(c.Mount); err != nil {
 		return err
 	}
 	for _, p := range []struct {

@@ -30,6 +30,7 @@ func copiesOver(t *testing.T, bin, wire string) {
 	if err := c.Up(); err != nil {
 		t.Fatalf("%v\n%s", err, c.Logs(20))
 	}
+	must(t, copyload.Warm(c.Mount))
 	file, direct := filepath.Join(c.Mount, "f"), filepath.Join(c.Mount, "direct")
 	for _, p := range []struct {
 		what  string

@@ -73,7 +73,7 @@ func (c *Codecs) Encode(ctx context.Context, arena *wire.Arena, k, m int, data w
 	if m == 0 {
 		return strips, nil
 	}
-	buf, err := arena.Alloc(ctx, m*rows*wire.BlockSize)
+	buf, err := arena.AllocFor(ctx, m*rows*wire.BlockSize, wire.UseMore)
 	if err != nil {
 		Release(strips)
 		return nil, err

@@ -382,7 +382,7 @@ func (r *Reader) accept(ctx context.Context, d wire.Data, sums []uint64) (wire.D
 
 // compact copies d into one Buf.
 func (r *Reader) compact(ctx context.Context, d wire.Data) (wire.Data, error) {
-	buf, err := r.c.Arena.Alloc(ctx, d.Len())
+	buf, err := r.c.Arena.AllocFor(ctx, d.Len(), wire.UseMore)
 	if err != nil {
 		return nil, err
 	}

@@ -153,7 +153,7 @@ func (rb *rebuild) verdict(p *piece) error {
 // come out right. ok tells whether every row has its checksum.
 func (rb *rebuild) decode(o *op, p *piece, search bool) (d wire.Data, ok bool, err error) {
 	sure, maybe := rb.sources(p.pos)
-	buf, err := o.r.c.Arena.Alloc(o.ctx, len(p.sums)*wire.BlockSize)
+	buf, err := o.r.c.Arena.AllocFor(o.ctx, len(p.sums)*wire.BlockSize, wire.UseMore)
 	if err != nil {
 		return nil, false, err
 	}

@@ -30,7 +30,7 @@ func (n *node) logWrite(p []byte) error {
 				return err
 			}
 		}
-		if err := n.grow(wire.BlockSize, MaxRecordBytes); err != nil {
+		if err := n.grow(wire.BlockSize, MaxRecordBytes, n.logSync); err != nil {
 			return err
 		}
 		n.mu.Lock()
@@ -115,7 +115,7 @@ func (n *node) logAppend(rec *wire.SegRecord) error {
 		n.mu.Lock()
 		start = n.saved()
 		n.mu.Unlock()
-		head, err := n.fs.b.Store().Arena().Alloc(n.fs.ctx, wire.BlockSize)
+		head, err := n.fs.b.Store().Arena().AllocFor(n.fs.ctx, wire.BlockSize, wire.UseMore)
 		if err != nil {
 			return err
 		}

@@ -23,7 +23,7 @@ func (n *node) tableWrite(p []byte) error {
 	n.dirty = true
 	limit := n.fs.chunkBytes()
 	if inline := n.inline; len(inline) > 0 {
-		if err := n.grow(0, limit); err != nil {
+		if err := n.grow(0, limit, n.flushChunk); err != nil {
 			return err
 		}
 		n.mu.Lock()
@@ -36,7 +36,7 @@ func (n *node) tableWrite(p []byte) error {
 				return err
 			}
 		}
-		if err := n.grow(0, limit); err != nil {
+		if err := n.grow(0, limit, n.flushChunk); err != nil {
 			return err
 		}
 		n.mu.Lock()
@@ -304,7 +304,7 @@ func (n *node) rewrite() error {
 		content = nil
 	}
 	for len(content) > 0 {
-		if err := n.grow(0, n.fs.chunkBytes()); err != nil {
+		if err := n.grow(0, n.fs.chunkBytes(), n.flushChunk); err != nil {
 			return err
 		}
 		n.mu.Lock()
