@@ -16,6 +16,7 @@ import (
 	"github.com/crakefs/crake/compute/internal/session"
 	"github.com/crakefs/crake/compute/internal/store"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
@@ -35,7 +36,7 @@ type process struct {
 	cache  *pebble.Cache
 	files  *pebble.FileCache
 
-	listener *rpc.Listener
+	listener *route.Listener
 	stopping atomic.Bool
 	member   *member.Member
 	leaser   leaser // of the goroutine that sends heartbeats
@@ -65,9 +66,12 @@ func newProcess(cfg Config) (*process, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
+	id, err := identity.LoadIf(cfg.Identity)
+	if err != nil {
+		return nil, err
+	}
 	p := &process{cfg: cfg, log: cfg.Log, lease: own.NewLease(own.BootClock)}
 	p.leaser.p = p
-	var err error
 	if p.arena, err = wire.NewArena(int(cfg.Arena)); err != nil {
 		return nil, fmt.Errorf("arena of %d bytes: %w", cfg.Arena, err)
 	}
@@ -76,7 +80,7 @@ func newProcess(cfg Config) (*process, error) {
 	p.files = pebble.NewFileCache(1, fileCacheFiles)
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: cfg.Proc, Version: cfg.Version}
 	p.router = route.New(route.Config{
-		Self: self, Mgmt: cfg.Mgmt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
+		Self: self, Mgmt: cfg.Mgmt, Wire: cfg.Wire, Identity: id, TLS: cfg.Encrypt, Arena: p.arena, Handler: p.handle, OnMap: p.onMap, Net: cfg.Net, Log: cfg.Log,
 		Capture: cfg.Capture,
 	})
 	p.member = p.newMember(self)
@@ -94,11 +98,7 @@ func newProcess(cfg Config) (*process, error) {
 	p.server = server.New(server.Config{
 		Owner: p.owner, Sessions: p.sess, Lease: p.lease, Router: p.router, Log: cfg.Log,
 	})
-	p.listener, err = rpc.Listen(cfg.Listen, rpc.Options{
-		Self: self, Arena: p.arena, Handler: p.handle, MaxHandlers: server.MaxHandlers, Net: cfg.Net, Log: cfg.Log,
-		Generation: p.generation, Capture: cfg.Capture,
-	})
-	if err != nil {
+	if p.listener, err = p.router.Listen(cfg.Listen, rpc.Options{Handler: p.handle, MaxHandlers: server.MaxHandlers}); err != nil {
 		p.free()
 		return nil, err
 	}
@@ -171,13 +171,6 @@ func (p *process) handle(ctx context.Context, req *rpc.Request) (wire.Message, w
 func (p *process) onMap(m *wire.ClusterMap) {
 	p.sess.Mark(m)
 	p.owner.SetMap(m)
-}
-
-func (p *process) generation() wire.Generation {
-	if m := p.router.Map(); m != nil {
-		return m.Generation
-	}
-	return 0
 }
 
 // peer reaches sessions and mgmt for lease managers.

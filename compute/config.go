@@ -8,6 +8,7 @@ import (
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/capture"
 	"github.com/crakefs/crake/wire/member"
+	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -21,8 +22,14 @@ type Config struct {
 	Cluster wire.ClusterID
 	// Mgmt is the address of the local mgmt, such as "unix:/path".
 	Mgmt string
-	// Listen is the address to listen on.
-	Listen string
+	// Listen are the addresses to listen on, best first.
+	Listen []string
+	// Wire says how it speaks with processes of its server.
+	Wire route.Wire
+	// Identity is the file by which mgmt lets this run prove who it is.
+	Identity string
+	// Encrypt encrypts what it says by TCP, and takes no connection that is not.
+	Encrypt bool
 	// Arena bounds the memory for file data, in bytes; 0 is 64 MiB.
 	Arena int64
 	// Memory bounds the memory for databases, in bytes: a third for the shared block cache, a third for memtables, the
@@ -42,9 +49,9 @@ type Config struct {
 
 // Validate lists all that is wrong.
 func (c *Config) Validate() error {
-	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen}.Check()
-	if c.Arena != 0 && c.Arena < 2*wire.MaxDataBytes {
-		errs = append(errs, fmt.Errorf("--arena %d: at least %d bytes, two requests of the largest size", c.Arena, 2*wire.MaxDataBytes))
+	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen, Wire: c.Wire, Identity: c.Identity}.Check()
+	if c.Arena != 0 && c.Arena < MinArenaBytes {
+		errs = append(errs, fmt.Errorf("--arena %d: at least %d bytes, two requests of the largest size", c.Arena, int64(MinArenaBytes)))
 	}
 	if c.Memory != 0 && c.Memory < minMemoryBytes {
 		errs = append(errs, fmt.Errorf("--memory %d: at least %d bytes", c.Memory, minMemoryBytes))

@@ -356,7 +356,7 @@ func (c *cluster) compute(proc wire.ProcID, host string) *run {
 	r := &run{stop: cancel, err: make(chan error, 1)}
 	done := make(chan struct{})
 	cfg := Config{
-		Name: fmt.Sprintf("compute%d", proc), Proc: proc, Cluster: testCluster, Mgmt: "mem:mgmt", Listen: "mem:" + host,
+		Name: fmt.Sprintf("compute%d", proc), Proc: proc, Cluster: testCluster, Mgmt: "mem:mgmt", Listen: []string{"mem:" + host},
 		Memory: minMemoryBytes, Version: "test", Log: c.log.With("on", host), Net: c.net.Host(host),
 	}
 	p, err := newProcess(cfg)

@@ -1,6 +1,10 @@
 package compute
 
-import "time"
+import (
+	"time"
+
+	"github.com/crakefs/crake/wire"
+)
 
 // Limits of the process.
 const (
@@ -8,6 +12,8 @@ const (
 	defaultArenaBytes = 64 << 20
 	// defaultMemoryBytes is Config.Memory when it is 0.
 	defaultMemoryBytes = 256 << 20
+	// MinArenaBytes is the least of Config.Arena: two requests of the largest size.
+	MinArenaBytes = 2 * wire.MaxDataBytes
 	// minMemoryBytes is the least that works.
 	minMemoryBytes = 32 << 20
 	// heartbeatTimeout bounds one heartbeat: the next must have its chance before half of the lease time is over.

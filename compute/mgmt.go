@@ -21,13 +21,14 @@ func (p *process) newMember(self rpc.Self) *member.Member {
 	l := &p.leaser
 	return member.New(member.Config{
 		Self: self, Name: p.cfg.Name, Cores: p.cfg.Cores, Ask: p.router.Mgmt, HeartbeatTimeout: heartbeatTimeout, Log: p.log,
+		Arena: p.arena, Conns: p.router.Conns,
 		Beat: l.beat, Answered: l.answered, Silent: l.silent,
 	})
 }
 
 // register announces the process until mgmt answers. Errors: those of member.Register.
 func (p *process) register(ctx context.Context) error {
-	resp, err := p.member.Register(ctx, []string{p.listener.Addr()}, nil)
+	resp, err := p.member.Register(ctx, p.listener.Addrs(), nil)
 	if err != nil {
 		return err
 	}

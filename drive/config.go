@@ -9,6 +9,7 @@ import (
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/capture"
 	"github.com/crakefs/crake/wire/member"
+	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -22,8 +23,14 @@ type Config struct {
 	Cluster wire.ClusterID
 	// Mgmt is the address of the local mgmt, such as "unix:/path".
 	Mgmt string
-	// Listen is the address to listen on.
-	Listen string
+	// Listen are the addresses to listen on, best first.
+	Listen []string
+	// Wire says how it speaks with processes of its server.
+	Wire route.Wire
+	// Identity is the file by which mgmt lets this run prove who it is.
+	Identity string
+	// Encrypt encrypts what it says by TCP, and takes no connection that is not.
+	Encrypt bool
 	// Devices are what it serves; at least one.
 	Devices []Device
 	// Arena bounds the memory for data on its way, in bytes; 0 is 64 MiB.
@@ -57,7 +64,7 @@ type Device struct {
 
 // Validate lists all that is wrong.
 func (c *Config) Validate() error {
-	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen}.Check()
+	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen, Wire: c.Wire, Identity: c.Identity}.Check()
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if len(c.Devices) == 0 || len(c.Devices) > maxDevices {
 		add("--device: %d devices, want 1 to %d", len(c.Devices), maxDevices)
@@ -74,8 +81,8 @@ func (c *Config) Validate() error {
 		}
 		seen[d.ID] = true
 	}
-	if c.Arena != 0 && c.Arena < minArenaBytes {
-		add("--arena %d: at least %d bytes, two requests of the largest size and their answers", c.Arena, int64(minArenaBytes))
+	if c.Arena != 0 && c.Arena < MinArenaBytes {
+		add("--arena %d: at least %d bytes, two requests of the largest size and their answers", c.Arena, int64(MinArenaBytes))
 	}
 	if err := blockio.Choice(c.Engine).Validate(); err != nil {
 		add("--io-engine: %w", err)

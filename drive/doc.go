@@ -42,8 +42,8 @@
 //
 // # Goroutines and who owns them
 //
-//   - Run: the listener, and goroutines of wire/rpc for requests that Start does not take; live (registration, heartbeats),
-//     SendEvents, watchDevices (are the devices where and what they were), trim.
+//   - Run: the listener, and goroutines of wire/rpc for requests that Start does not take; route.Router.Run, which keeps the map (who
+//     asks is in it, and on which server); live (registration, heartbeats), SendEvents, watchDevices (are the devices where and what they were), trim.
 //   - store.Run, one a device: checkpoints; it starts the journal's goroutine, the scrub, the discards, and one that drains at
 //     the end.
 //   - blockio.NewEngine: the reaper, and a thread for discards. Engine.Close ends them, after all devices and before the arena.

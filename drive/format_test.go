@@ -111,8 +111,8 @@ func TestFormatRefusesOpen(t *testing.T) {
 }
 
 func TestValidateListsAll(t *testing.T) {
-	err := (&drive.Config{Arena: 1, Listen: "nowhere", VerifyRate: -1}).Validate()
-	for _, want := range []string{"--name", "--proc", "--cluster", "--mgmt", "--listen", "--device", "--arena", "verify"} {
+	err := (&drive.Config{Arena: 1, Listen: []string{"nowhere"}, VerifyRate: -1}).Validate()
+	for _, want := range []string{"--name", "--proc", "--cluster", "--mgmt", "--listen", "--identity", "--device", "--arena", "verify"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: want %q in it", err, want)
 		}

@@ -45,7 +45,7 @@ func (p *process) deviceFailed(ctx context.Context) error {
 				p.log.Warn("mgmt did not hear of a fault", "drive", st.Drive, "fault", st.Fault, "err", herr)
 			}
 		}
-		p.reportTrouble(ctx, p.pool, s.Drive(), err)
+		p.reportTrouble(ctx, s.Drive(), err)
 		return wire.Errorf("drive.run", wire.KindIO, info.Path, "the device failed; a restart finds out what it holds: %w", err)
 	}
 	return nil
@@ -53,22 +53,16 @@ func (p *process) deviceFailed(ctx context.Context) error {
 
 // openFailed tells mgmt that a device cannot be opened, and why. The process has not begun to speak with mgmt yet.
 func (p *process) openFailed(d Device, err error) {
-	pool := rpc.NewPool(rpc.Options{Self: p.self(), Arena: p.arena, Net: p.cfg.Net, Log: p.log, Capture: p.cfg.Capture})
-	defer pool.Close()
-	p.reportTrouble(context.Background(), pool, d.ID, fmt.Errorf("it cannot be opened: %w", err))
+	p.reportTrouble(context.Background(), d.ID, fmt.Errorf("it cannot be opened: %w", err))
 }
 
 // reportTrouble tells mgmt that this run ends because of a device. It tries once: if mgmt does not answer, the next run will
 // have the same to say.
-func (p *process) reportTrouble(ctx context.Context, pool *rpc.Pool, id wire.DriveID, cause error) {
+func (p *process) reportTrouble(ctx context.Context, id wire.DriveID, cause error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), troubleTimeout)
 	defer cancel()
 	req := &wire.DriveTroubleReq{Proc: p.cfg.Proc, PID: uint32(os.Getpid()), Drive: id, Text: cause.Error()}
-	c, err := pool.Get(ctx, []string{p.cfg.Mgmt})
-	if err == nil {
-		err = c.Do(ctx, &rpc.Call{Method: wire.MDriveTrouble, Req: req, Resp: &wire.Empty{}})
-	}
-	if err != nil {
+	if err := p.router.Mgmt(ctx, &rpc.Call{Method: wire.MDriveTrouble, Req: req, Resp: &wire.Empty{}}); err != nil {
 		p.log.Warn("mgmt did not take a report of trouble", "drive", id, "trouble", cause, "err", err)
 	}
 }

@@ -31,7 +31,7 @@ func TestOpenFailureIsTold(t *testing.T) {
 		{filepath.Join(dir, "missing"), "no such file"}, {other, "is drive 7"}, {cut, "is it cut off"}, {zeros, "not a drive of"},
 	} {
 		err := drive.Run(t.Context(), drive.Config{
-			Name: "drive0", Proc: 2, Cluster: testCluster, Mgmt: m.addr, Listen: "unix:" + filepath.Join(dir, "d.sock"), Version: "test",
+			Name: "drive0", Proc: 2, Cluster: testCluster, Mgmt: m.addr, Listen: []string{"unix:" + filepath.Join(dir, "d.sock")}, Identity: identityFile(t, 2), Version: "test",
 			Devices: []drive.Device{{Path: c.path, ID: 1}}, Log: slog.New(slog.DiscardHandler),
 		})
 		if err == nil {
@@ -56,7 +56,7 @@ func TestOpenFailureWithoutMgmt(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	err := drive.Run(ctx, drive.Config{
-		Name: "drive0", Proc: 2, Cluster: testCluster, Mgmt: "unix:" + filepath.Join(dir, "nobody"), Listen: "unix:" + filepath.Join(dir, "d.sock"),
+		Name: "drive0", Proc: 2, Cluster: testCluster, Mgmt: "unix:" + filepath.Join(dir, "nobody"), Listen: []string{"unix:" + filepath.Join(dir, "d.sock")}, Identity: identityFile(t, 2),
 		Devices: []drive.Device{{Path: filepath.Join(dir, "missing"), ID: 1}}, Version: "test", Log: slog.New(slog.DiscardHandler),
 	})
 	if err == nil || ctx.Err() != nil {

@@ -13,8 +13,8 @@ const (
 	maxDevices = 16
 	// defaultArenaBytes holds 500 strips of 128 KiB under way.
 	defaultArenaBytes = 64 << 20
-	// minArenaBytes: half an arena is for data of requests, of which one may have wire.MaxDataBytes.
-	minArenaBytes = 4 * wire.MaxDataBytes
+	// MinArenaBytes is the least of Config.Arena: half an arena is for data of requests, of which one may have wire.MaxDataBytes.
+	MinArenaBytes = 4 * wire.MaxDataBytes
 	// maxHandlers bounds the requests that one connection works on at once; the store bounds the IO.
 	maxHandlers = 256
 	// troubleTimeout bounds a report of what makes the process end.

@@ -12,7 +12,8 @@ import (
 // was replaced are the epochs that it keeps itself.
 func (p *process) newMember() *member.Member {
 	return member.New(member.Config{
-		Self: p.self(), Name: p.cfg.Name, Cores: p.cfg.Cores, Ask: p.askMgmt, Log: p.log,
+		Self: p.self(), Name: p.cfg.Name, Cores: p.cfg.Cores, Ask: p.router.Mgmt, Log: p.log,
+		Arena: p.arena, Conns: p.router.Conns,
 		Beat: p.beat, Check: p.deviceFailed,
 	})
 }
@@ -30,12 +31,14 @@ func (p *process) live(ctx context.Context) error {
 			ID: st.Drive, Proc: p.cfg.Proc, State: wire.DriveUp, SizeBytes: st.SizeBytes, Path: st.Path,
 		})
 	}
-	if _, err := p.member.Register(ctx, p.addrs, drives); err != nil {
+	resp, err := p.member.Register(ctx, p.addrs, drives)
+	if err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
 		return err
 	}
+	p.router.SetMap(&resp.Map)
 	return p.member.Heartbeats(ctx)
 }
 
@@ -45,13 +48,4 @@ func (p *process) beat(req *wire.HeartbeatReq) {
 	for _, s := range p.stores {
 		req.Drives = append(req.Drives, s.Stat())
 	}
-}
-
-// askMgmt asks the local mgmt once.
-func (p *process) askMgmt(ctx context.Context, call *rpc.Call) error {
-	c, err := p.pool.Get(ctx, []string{p.cfg.Mgmt})
-	if err != nil {
-		return err
-	}
-	return c.Do(ctx, call)
 }

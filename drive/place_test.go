@@ -16,6 +16,7 @@ import (
 	"github.com/crakefs/crake/drive/internal/health"
 	"github.com/crakefs/crake/drive/internal/store"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -151,15 +152,15 @@ func failingProcess(t *testing.T, net *rpc.Mem, fault string) (*process, *blocki
 		monitor.Fail(fault)
 	}
 	p := &process{cfg: Config{Proc: 5, Mgmt: "mem:mgmt"}, log: log, arena: arena, stores: []*store.Store{s}, health: []*health.Monitor{monitor}}
+	p.router = route.New(route.Config{Self: rpc.Self{Cluster: wire.ClusterID{1}, Role: wire.RoleDrive, Proc: 5}, Mgmt: "mem:mgmt", Net: net, Log: log})
 	p.member = p.newMember()
-	p.pool = rpc.NewPool(rpc.Options{Self: rpc.Self{Cluster: wire.ClusterID{1}, Role: wire.RoleDrive, Proc: 5}, Net: net, Log: log})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		<-done
-		p.pool.Close()
+		p.router.Close()
 		must(t, file.Close())
 		must(t, arena.Close())
 	})

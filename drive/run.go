@@ -15,7 +15,9 @@ import (
 	"github.com/crakefs/crake/drive/internal/server"
 	"github.com/crakefs/crake/drive/internal/store"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/member"
+	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -28,7 +30,7 @@ type process struct {
 	engine *blockio.Engine
 	stores []*store.Store
 	health []*health.Monitor // of the device of the store of the same index
-	pool   *rpc.Pool         // to mgmt
+	router *route.Router     // to mgmt; keeps the map, which tells who is on this server
 	addrs  []string          // where we listen
 	member *member.Member
 }
@@ -44,17 +46,24 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if p.log == nil {
 		p.log = slog.Default()
 	}
-	p.member = p.newMember()
+	id, err := identity.LoadIf(cfg.Identity)
+	if err != nil {
+		return err
+	}
 	if p.cfg.Arena == 0 {
 		p.cfg.Arena = defaultArenaBytes
 	}
 	if p.arena, err = wire.NewArena(int(p.cfg.Arena)); err != nil {
 		return err
 	}
-	if p.engine, err = blockio.NewEngine(blockio.EngineConfig{Choice: blockio.Choice(p.cfg.Engine), Arena: p.arena, Log: p.log}); err != nil {
-		return errors.Join(err, p.arena.Close())
-	}
 	defer func() { err = errors.Join(err, p.arena.Close()) }()
+	if p.engine, err = blockio.NewEngine(blockio.EngineConfig{Choice: blockio.Choice(p.cfg.Engine), Arena: p.arena, Log: p.log}); err != nil {
+		return err
+	}
+	p.router = route.New(route.Config{Self: p.self(), Mgmt: p.cfg.Mgmt, Wire: p.cfg.Wire, Identity: id, TLS: p.cfg.Encrypt, Arena: p.arena,
+		Net: p.cfg.Net, Log: p.log, Capture: p.cfg.Capture})
+	defer p.router.Close()
+	p.member = p.newMember()
 	defer func() { err = errors.Join(err, p.closeDevices(), p.engine.Close()) }()
 	for _, d := range cfg.Devices {
 		if err := p.open(d); err != nil {
@@ -114,18 +123,12 @@ func (p *process) open(d Device) error {
 
 // serve listens, registers and answers until ctx ends or something fails.
 func (p *process) serve(ctx context.Context) error {
-	self := p.self()
 	h := server.New(p.stores)
-	l, err := rpc.Listen(p.cfg.Listen, rpc.Options{
-		Self: self, Arena: p.arena, Handler: h.Handle, Start: h.Start, Kick: h.Kick, MaxHandlers: maxHandlers, Net: p.cfg.Net, Log: p.log,
-		Capture: p.cfg.Capture,
-	})
+	l, err := p.router.Listen(p.cfg.Listen, rpc.Options{Handler: h.Handle, Start: h.Start, Kick: h.Kick, MaxHandlers: maxHandlers})
 	if err != nil {
 		return err
 	}
-	p.addrs = []string{l.Addr()}
-	p.pool = rpc.NewPool(rpc.Options{Self: self, Arena: p.arena, Net: p.cfg.Net, Log: p.log, Capture: p.cfg.Capture})
-	defer p.pool.Close()
+	p.addrs = l.Addrs()
 
 	// The stores end after the server, so that their last checkpoint finds no mutation under way; mgmt hears the goodbye last.
 	storeCtx, stopStores := context.WithCancel(context.Background())
@@ -147,6 +150,7 @@ func (p *process) serve(ctx context.Context) error {
 	}
 	task(l.Serve)
 	task(p.live)
+	task(p.router.Run)
 	task(p.member.SendEvents)
 	task(p.watchDevices)
 	task(p.trim)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/crakefs/crake/drive"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -34,11 +35,50 @@ type fakeMgmt struct {
 	refuse     wire.Kind // heartbeats get this
 }
 
+// identities are those of the roles in these tests, by one CA; that of drives is a file for each.
+var identities = map[wire.Role]*identity.Identity{}
+
+var testCA = sync.OnceValue(func() *identity.CA {
+	ca, err := identity.NewCA(testCluster)
+	if err != nil {
+		panic(err)
+	}
+	for _, role := range []wire.Role{wire.RoleCompute, wire.RoleFrontend} {
+		if identities[role], err = ca.Issue(role, procOf(role)); err != nil {
+			panic(err)
+		}
+	}
+	return ca
+})
+
+// procOf gives the process that plays a role in these tests.
+func procOf(role wire.Role) wire.ProcID { return 10 + wire.ProcID(role) }
+
+func identityOf(t *testing.T, role wire.Role, proc wire.ProcID) *identity.Identity {
+	t.Helper()
+	id, err := testCA().Issue(role, proc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// identityFile writes the identity of a drive process.
+func identityFile(t *testing.T, proc wire.ProcID) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "identity")
+	if err := identityOf(t, wire.RoleDrive, proc).Write(path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func startMgmt(t *testing.T, dir string) *fakeMgmt {
 	t.Helper()
 	m := &fakeMgmt{addr: "unix:" + filepath.Join(dir, "mgmt.sock")}
 	arena := testArena(t)
-	l, err := rpc.Listen(m.addr, rpc.Options{Self: rpc.Self{Cluster: testCluster, Role: wire.RoleMgmt}, Arena: arena, Handler: m.handle})
+	o := rpc.Options{Self: rpc.Self{Cluster: testCluster, Role: wire.RoleMgmt}, Arena: arena, Handler: m.handle, Identity: identityOf(t, wire.RoleMgmt, 0)}
+	l, err := rpc.Listen(m.addr, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,8 +90,12 @@ func startMgmt(t *testing.T, dir string) *fakeMgmt {
 	return m
 }
 
-func (m *fakeMgmt) handle(_ context.Context, req *rpc.Request) (wire.Message, wire.Data, error) {
+func (m *fakeMgmt) handle(ctx context.Context, req *rpc.Request) (wire.Message, wire.Data, error) {
 	defer req.Data.Release()
+	if req.Header.Method == wire.MWatchMap {
+		<-ctx.Done() // there is no newer map
+		return nil, nil, ctx.Err()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch req.Header.Method {
@@ -61,7 +105,12 @@ func (m *fakeMgmt) handle(_ context.Context, req *rpc.Request) (wire.Message, wi
 			return nil, nil, err
 		}
 		m.registered = append(m.registered, r)
-		return &wire.RegisterResp{Incarnation: wire.Incarnation(len(m.registered))}, nil, nil
+		resp := &wire.RegisterResp{Incarnation: wire.Incarnation(len(m.registered)), Map: wire.ClusterMap{Generation: 1}}
+		for _, role := range []wire.Role{wire.RoleCompute, wire.RoleFrontend} {
+			resp.Map.Processes = append(resp.Map.Processes, wire.ProcInfo{ID: procOf(role), Role: role, Key: identities[role].Key()})
+			resp.Map.Sessions = append(resp.Map.Sessions, wire.SessionInfo{ID: 1, Proc: procOf(role)})
+		}
+		return resp, nil, nil
 	case wire.MHeartbeat:
 		var r wire.HeartbeatReq
 		if err := r.Decode(req.Meta); err != nil {
@@ -127,12 +176,13 @@ type runningDrive struct {
 
 func startDrive(t *testing.T, dir string, m *fakeMgmt, devices ...drive.Device) *runningDrive {
 	t.Helper()
+	id := identityFile(t, 2)
 	d := &runningDrive{addr: "unix:" + filepath.Join(dir, "drive0.sock"), done: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	before := len(m.registered)
 	go func() {
 		d.done <- drive.Run(ctx, drive.Config{
-			Name: "drive0", Proc: 2, Cluster: testCluster, Mgmt: m.addr, Listen: d.addr, Devices: devices, Version: "test",
+			Name: "drive0", Proc: 2, Cluster: testCluster, Mgmt: m.addr, Listen: []string{d.addr}, Identity: id, Devices: devices, Version: "test",
 			Log: slog.New(slog.DiscardHandler),
 		})
 	}()
@@ -149,7 +199,9 @@ func startDrive(t *testing.T, dir string, m *fakeMgmt, devices ...drive.Device) 
 
 func dial(t *testing.T, addr string, arena *wire.Arena, role wire.Role) *rpc.Conn {
 	t.Helper()
-	c, err := rpc.Dial(context.Background(), addr, rpc.Options{Self: rpc.Self{Cluster: testCluster, Role: role, Proc: 9}, Arena: arena})
+	c, err := rpc.Dial(context.Background(), addr, rpc.Options{
+		Self: rpc.Self{Cluster: testCluster, Role: role, Proc: procOf(role)}, Arena: arena, Identity: identities[role],
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,7 +378,7 @@ func TestOpenRefuses(t *testing.T) {
 	startDrive(t, dir, m, drive.Device{Path: path, ID: 1})
 	run := func(cluster wire.ClusterID, d drive.Device) error {
 		return drive.Run(t.Context(), drive.Config{
-			Name: "x", Proc: 3, Cluster: cluster, Mgmt: m.addr, Listen: "unix:" + filepath.Join(dir, "x.sock"), Devices: []drive.Device{d},
+			Name: "x", Proc: 3, Cluster: cluster, Mgmt: m.addr, Listen: []string{"unix:" + filepath.Join(dir, "x.sock")}, Identity: identityFile(t, 3), Devices: []drive.Device{d},
 			Log: slog.New(slog.DiscardHandler),
 		})
 	}

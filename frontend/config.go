@@ -10,6 +10,7 @@ import (
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/capture"
 	"github.com/crakefs/crake/wire/member"
+	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -23,8 +24,14 @@ type Config struct {
 	Cluster wire.ClusterID
 	// Mgmt is the address of the local mgmt, such as "unix:/path".
 	Mgmt string
-	// Listen is the address to listen on.
-	Listen string
+	// Listen are the addresses to listen on, best first.
+	Listen []string
+	// Wire says how it speaks with processes of its server.
+	Wire route.Wire
+	// Identity is the file by which mgmt lets this run prove who it is.
+	Identity string
+	// Encrypt encrypts what it says by TCP, and takes no connection that is not.
+	Encrypt bool
 	// FS is the name of the filesystem.
 	FS string
 	// Mount is the directory where it is mounted. A Client has none.
@@ -47,7 +54,7 @@ type Config struct {
 
 // Validate lists all that is wrong.
 func (c *Config) Validate() error {
-	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen}.Check()
+	errs := member.Place{Name: c.Name, Proc: c.Proc, Cluster: c.Cluster, Mgmt: c.Mgmt, Listen: c.Listen, Wire: c.Wire, Identity: c.Identity}.Check()
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if c.FS == "" {
 		add("--fs is missing")
@@ -56,8 +63,8 @@ func (c *Config) Validate() error {
 		flag  string
 		bytes int64
 	}{{"--dirty", c.DirtyBytes}, {"--arena", c.ArenaBytes}} {
-		if b.bytes != 0 && (b.bytes < minMemoryBytes || b.bytes > maxMemoryBytes) {
-			add("%s: %d bytes; use %d MiB to %d GiB", b.flag, b.bytes, minMemoryBytes>>20, int64(maxMemoryBytes)>>30)
+		if b.bytes != 0 && (b.bytes < MinArenaBytes || b.bytes > maxMemoryBytes) {
+			add("%s: %d bytes; use %d MiB to %d GiB", b.flag, b.bytes, MinArenaBytes>>20, int64(maxMemoryBytes)>>30)
 		}
 	}
 	if c.Mount == "" {

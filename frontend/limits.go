@@ -4,8 +4,9 @@ import "time"
 
 // Limits of the process; those of the filesystem are in internal/core/limits.go.
 const (
-	// minMemoryBytes and maxMemoryBytes bound the memory settings: a few requests of 1 MiB, and what is surely a mistake.
-	minMemoryBytes = 8 << 20
+	// MinArenaBytes and maxMemoryBytes bound the memory settings, Config.ArenaBytes and DirtyBytes: a few requests of 1 MiB, and what is
+	// surely a mistake.
+	MinArenaBytes  = 8 << 20
 	maxMemoryBytes = 1 << 40
 	// processorsPerCore is how many Ps of the Go scheduler the process has for each core. Threads that wait in read(2) for
 	// the kernel's next request keep theirs until sysmon takes it away, 20 us or more later; with a spare one an answer from

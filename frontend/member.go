@@ -10,6 +10,7 @@ import (
 	"github.com/crakefs/crake/frontend/internal/core"
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/away"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/member"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
@@ -22,7 +23,7 @@ type frontend struct {
 	cfg      Config
 	arena    *wire.Arena
 	router   *route.Router
-	listener *rpc.Listener
+	listener *route.Listener
 	member   *member.Member
 	fs       *core.FS
 
@@ -42,16 +43,20 @@ type frontend struct {
 func join(ctx context.Context, cfg Config) (m *frontend, err error) {
 	cfg.setDefaults()
 	m = &frontend{cfg: cfg, fsDone: make(chan struct{})}
+	id, err := identity.LoadIf(cfg.Identity)
+	if err != nil {
+		return nil, err
+	}
 	m.ctx, m.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	if m.arena, err = wire.NewArena(int(core.ArenaBytes(cfg.DirtyBytes, cfg.ArenaBytes))); err != nil {
 		return nil, err
 	}
 	self := rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleFrontend, Proc: cfg.Proc, Version: cfg.Version}
-	m.router = route.New(route.Config{Self: self, Mgmt: cfg.Mgmt, Arena: m.arena, Handler: m.handle, OnMap: m.onMap,
+	m.router = route.New(route.Config{Self: self, Mgmt: cfg.Mgmt, Wire: cfg.Wire, Identity: id, TLS: cfg.Encrypt, Arena: m.arena, Handler: m.handle, OnMap: m.onMap,
 		Net: cfg.Net, Log: cfg.Log, Capture: cfg.Capture})
 	m.member = member.New(member.Config{Self: self, Name: cfg.Name, Cores: cfg.Cores, Ask: m.router.Mgmt, Log: cfg.Log,
-		Beat: m.beat, Answered: m.answered, Silent: m.silent})
-	m.listener, err = rpc.Listen(cfg.Listen, rpc.Options{Self: self, Arena: m.arena, Net: cfg.Net, Log: cfg.Log, Capture: cfg.Capture})
+		Arena: m.arena, Conns: m.router.Conns, Beat: m.beat, Answered: m.answered, Silent: m.silent})
+	m.listener, err = m.router.Listen(cfg.Listen, rpc.Options{})
 	if err != nil {
 		m.router.Close()
 		return nil, errors.Join(err, m.arena.Close())
@@ -152,7 +157,7 @@ func (m *frontend) leave() error {
 
 // register announces the process until mgmt answers.
 func (m *frontend) register(ctx context.Context) error {
-	resp, err := m.member.Register(ctx, []string{m.listener.Addr()}, nil)
+	resp, err := m.member.Register(ctx, m.listener.Addrs(), nil)
 	if err != nil {
 		return err
 	}

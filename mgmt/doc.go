@@ -24,6 +24,16 @@
 //
 // SIGTERM to the keeper ends mgmt and leaves the cluster running. POST /stop ends the cluster: frontends, computes, drives, then mgmt.
 //
+// # Identities
+//
+// Mgmt has the CA of the cluster (DIR/mgmt/ca.pem, mode 0600; made at the first start). Before each start of a process it issues an identity for that
+// run (identity.go): a certificate and a key in run/NAME.identity, mode 0600, which the process reads once and which is removed when it has
+// ended. What registers is put into the map with the key of its certificate. Mgmt takes only the newest run of each slot; the others go by
+// the map. A mgmt that starts again learns from the files who the processes are that it finds, and starts those anew of which it cannot. Its
+// own identity is in memory only.
+//
+// On its unix socket mgmt takes tools (role client) without proof; they may only read the map.
+//
 // # When mgmt is away
 //
 // A compute stops serving half a lease (T/2) after it sent its last good heartbeat; mgmt calls it dead a whole lease (T)
@@ -69,14 +79,14 @@
 //
 // # Lock order
 //
-//	worker.opMu -> driver.mu -> {worker.mu, events.mu}; supervisor.mu and driver.pubMu alone
+//	worker.opMu -> driver.mu -> {worker.mu, events.mu, issuer.mu}; supervisor.mu and driver.pubMu alone
 //
 // Callbacks of the driver (OnEvent, OnKill, OnMap) run without its locks; those of the supervisor without its lock.
 //
 // # Reading order
 //
 // api/clusterfile.go, api/types.go; internal/leader: state.go, core.go, members.go, buckets.go, pgs.go, drives.go, slow.go; internal/driver;
-// internal/store; internal/supervise: supervisor.go, spawn.go, procfs.go; worker.go, reconcile.go, rpcserve.go, ops.go,
+// internal/store; internal/supervise: supervisor.go, spawn.go, procfs.go; worker.go, identity.go, reconcile.go, rpcserve.go, ops.go,
 // driveops.go, view.go, driveview.go, health.go, drivehealth.go, rest.go, keeper.go.
 //
 // # How it fails
@@ -97,6 +107,12 @@
 //	a drive says that its device is broken  failed, kept, not restarted   TestFaultFails (internal/leader), TestDriveSaysFault
 //	a drive cannot be opened, again, again  failed after half a minute    TestTroubles (internal/leader), TestDriveCannotBeOpened
 //	a drive is much slower than its peers   told, then failed             TestSlow, TestSlowSpellsKindsAndMargin (internal/leader)
+//	a drive opens for ever, its device hangs  told after ten seconds      TestDriveOpensLong
 //	more drives fail than m                 told, not failed              TestNoMoreThanParity, TestLogsNeedDrives (internal/leader)
+//	somebody else says he is a process      refused, told why             TestOnlyNewestRun, TestStrangers
+//	a run that is over speaks               refused; connections end      TestOnlyNewestRun, TestIssueEndsOldConnections
+//	a found process cannot prove itself     started anew                  TestUnprovenAreStartedAnew
+//	the CA's file is damaged                a clear error, no start       TestOpenCARefuses (wire/identity)
+//	identity files are left                 removed with the process      TestIdentityFilesGo
 //	a mount point is in use                 refused, with who uses it     TestBusyMount
 package mgmt

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -120,6 +121,64 @@ func TestDriveCannotBeOpened(t *testing.T) {
 	}
 	c.until("it opens", c.driveIs(5, "up"))
 	c.until("that is forgotten", func() bool { return c.drive(5).Troubles == 0 })
+}
+
+// Claim: of a drive whose opening takes long people hear after ten seconds, in the listing, status and one event, and no more once it
+// is open; others are not held up.
+func TestDriveOpensLong(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	hangs := driveFile(c.f.Drives[1].Path, "hangs")
+	if err := os.WriteFile(hangs, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	if err := api.Launch(ctx, c.f.Binary, c.dir); err != nil {
+		t.Fatal(err)
+	}
+	c.until("its process runs", func() bool { return c.proc("drive1").PID != 0 })
+	if d := c.drive(2); d.Problem != "" {
+		t.Errorf("at once: %+v", d)
+	}
+	opening := func() []api.Event {
+		ev, err := c.c.Events(ctx, api.EventFilter{Type: "drive.opening"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ev
+	}
+	c.until("it is told", func() bool { return strings.HasPrefix(c.drive(2).Problem, "opening for 1") && len(opening()) == 1 })
+	said := c.drive(2).Problem // changes each second, and mgmt looks twice as often
+	c.until("the next second", func() bool { return c.drive(2).Problem != said })
+	said = c.drive(2).Problem
+	c.until("the second after that", func() bool { return c.drive(2).Problem != said })
+	st, err := c.c.Status(ctx)
+	if err != nil || !strings.Contains(strings.Join(st.Health.Reasons, ";"), "drive 2 is opening for") || st.Drives.Up != 5 {
+		t.Errorf("status %+v, %v", st, err)
+	}
+	if ev := opening(); len(ev) != 1 || ev[0].Process != "drive1" || ev[0].Severity != api.SeverityWarning {
+		t.Errorf("event %+v", ev[0])
+	}
+	if err := os.Remove(hangs); err != nil {
+		t.Fatal(err)
+	}
+	c.until("it is open", func() bool { d := c.drive(2); return d.State == "up" && d.Problem == "" })
+}
+
+// Claim: the listing has what processes say of their links, by the names of the peers, and of their arenas.
+func TestLinksInTheListing(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, nil)
+	c.launch()
+	c.until("links", func() bool { return len(c.proc("drive0").Links) == 2 })
+	p := c.proc("drive0")
+	want := []api.Link{{Peer: "compute0", Transport: "shm", Connections: 2, SentByRefBytes: 5}, {Peer: "drive 77", Transport: "tcp"}}
+	if !slices.Equal(p.Links, want) || p.ArenaBytes != 1<<20 || p.ArenaUsedBytes != 1<<12 || p.ArenaLentBytes != 3 || p.ArenaQuarantinedBytes != 2 {
+		t.Errorf("%+v", p)
+	}
+	if p := c.proc("mgmt"); p.Links == nil {
+		t.Error("null is no list")
+	}
 }
 
 // Claim: by hand, a drive is failed at once and its space does not count; the third of 4+2 is refused in numbers, unless forced.

@@ -85,17 +85,17 @@ func runFake(ctx context.Context, role string) error {
 		return fmt.Errorf("mount point %s is cursed", flagOf("--mount"))
 	}
 	if role == "drive" {
+		f.openSlowly(ctx)
 		if err := f.cannotOpen(); err != nil {
 			return err
 		}
 	}
 	f.router = route.New(route.Config{Self: f.self, Mgmt: flagOf("--mgmt"), OnMap: f.onMap, Identity: f.id})
 	defer f.router.Close()
-	l, err := rpc.Listen(flagOf("--listen"), rpc.Options{Self: f.self, Handler: f.handle, Identity: f.id, Admit: f.router.Admit})
+	l, err := f.router.Listen([]string{flagOf("--listen")}, rpc.Options{Handler: f.handle})
 	if err != nil {
 		return err
 	}
-	f.router.Guard(l)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	hup := make(chan os.Signal, 1)
@@ -104,7 +104,7 @@ func runFake(ctx context.Context, role string) error {
 	go func() { _ = f.router.Run(ctx) }()
 	var reg wire.RegisterResp
 	for {
-		req := &wire.RegisterReq{Proc: f.self.Proc, Role: f.self.Role, PID: uint32(os.Getpid()), Name: flagOf("--name"), Version: "test", Addrs: []string{l.Addr()}}
+		req := &wire.RegisterReq{Proc: f.self.Proc, Role: f.self.Role, PID: uint32(os.Getpid()), Name: flagOf("--name"), Version: "test", Addrs: l.Addrs()}
 		if err = f.router.Mgmt(ctx, &rpc.Call{Method: wire.MRegister, Req: req, Resp: &reg}); err == nil {
 			break
 		}
@@ -142,6 +142,9 @@ func (f *fake) beat(ctx context.Context, hup <-chan os.Signal, reg *wire.Registe
 		if f.role == "drive" {
 			hb.Drives = f.says()
 		}
+		// A process of the map, and one that is not in it.
+		hb.Links = []wire.LinkStat{{Peer: 7, Role: wire.RoleCompute, Conns: 2, Transport: "shm", SentByRef: 5}, {Peer: 77, Role: wire.RoleDrive, Transport: "tcp"}}
+		hb.Arena = wire.ArenaReport{Bytes: 1 << 20, Used: 1 << 12, Lent: 3, Quarantined: 2}
 		f.mu.Unlock()
 		if err := f.router.Mgmt(ctx, &rpc.Call{Method: wire.MHeartbeat, Req: hb, Resp: &wire.HeartbeatResp{}}); wire.KindOf(err) == wire.KindStaleSession {
 			return err
@@ -151,6 +154,16 @@ func (f *fake) beat(ctx context.Context, hup <-chan os.Signal, reg *wire.Registe
 
 // driveFile is where a test tells a fake drive what to do.
 func driveFile(device, what string) string { return device + "." + what }
+
+// openSlowly waits as a drive does whose device hangs, if the test wants that, until it does not any more.
+func (f *fake) openSlowly(ctx context.Context) {
+	for ctx.Err() == nil {
+		if _, err := os.Stat(driveFile(flagOf("--device"), "hangs")); err != nil {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
 
 // cannotOpen does what a drive does that cannot open its device, if the test wants that.
 func (f *fake) cannotOpen() error {

@@ -14,6 +14,9 @@ const (
 	watchWait = 30 * time.Second
 	// evictWait bounds the wait for an evicted session to be gone; a lease is the most it takes.
 	evictWait = 150 * time.Second
+	// openingPatience is for how long a drive may open its device before people hear of it: a healthy one with millions of strips takes
+	// a few seconds.
+	openingPatience = 10 * time.Second
 	// Graces before SIGKILL in an orderly stop: a frontend has to write back what is dirty, a compute to flush its
 	// databases, a drive to write a checkpoint.
 	graceFrontend = 60 * time.Second

@@ -14,6 +14,7 @@ import (
 	"github.com/crakefs/crake/mgmt/internal/leader"
 	"github.com/crakefs/crake/mgmt/internal/supervise"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -29,6 +30,7 @@ func (w *worker) reconcileLoop(ctx context.Context) error {
 		if err := w.reconcile(ctx); err != nil && ctx.Err() == nil {
 			w.log.Error("cannot start what is wanted", "err", err)
 		}
+		w.noteOpenings()
 		select {
 		case <-w.kick:
 		case <-tick.C:
@@ -138,6 +140,7 @@ func (w *worker) spec(s *leader.State, p *leader.Proc, n int) supervise.Spec {
 		"--mgmt", api.MgmtAddr(w.c.Dir), "--listen", api.ProcAddr(w.c.Dir, p.Name),
 		"--identity", api.IdentityPath(w.c.Dir, p.Name),
 	}
+	args = append(args, w.wireArgs()...)
 	size := func(flag string, bytes int64) {
 		if bytes > 0 {
 			args = append(args, flag, strconv.FormatInt(bytes, 10))
@@ -174,6 +177,22 @@ func (w *worker) spec(s *leader.State, p *leader.Proc, n int) supervise.Spec {
 	}
 	spec.Args = args
 	return spec
+}
+
+// wireArgs says how the processes speak with each other. Who shall speak by TCP on one server does it by the loopback address, at a
+// port that the kernel picks and registration tells.
+func (w *worker) wireArgs() []string {
+	var args []string
+	if w.file.Wire != "" {
+		args = append(args, "--wire", string(w.file.Wire))
+	}
+	if w.file.Wire == route.WireTCP {
+		args = append(args, "--listen", "tcp:127.0.0.1:0")
+	}
+	if w.file.WireEncryption {
+		args = append(args, "--wire-encryption")
+	}
+	return args
 }
 
 // detachDead takes away what a frontend that died has left at its mount point: a mount that answers "not connected".

@@ -1,7 +1,9 @@
 package mgmt
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -14,16 +16,18 @@ import (
 	"github.com/crakefs/crake/mgmt/internal/leader"
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/procfs"
+	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
 func (w *worker) status() *api.Status {
 	st := &api.Status{
 		Version: w.c.Version, Time: time.Now().UTC(), Processes: map[string]api.Count{}, Filesystems: w.filesystems(), Mounts: w.mounts(),
-		Mgmt: w.mgmtInfo(),
+		Mgmt: w.mgmtInfo(), Wire: string(cmp.Or(w.file.Wire, route.WireShm)), WireEncryption: w.file.WireEncryption,
 	}
 	h := healthInput{drives: &driveHealth{}}
 	var pgs [][]bool
+	runs := w.sup.Status()
 	w.d.Look(func(_ leader.Millis, c *leader.Core) {
 		s, m := c.State(), c.Map()
 		st.ClusterID, st.Name, st.Generation = s.Settings.Cluster, s.Settings.Name, uint64(m.Generation)
@@ -40,7 +44,7 @@ func (w *worker) status() *api.Status {
 				st.Processes[p.Role.String()] = n
 			}
 		}
-		up := w.viewDrives(c, st, &h)
+		up := viewDrives(c, runs, st, &h)
 		st.Buckets = countBuckets(c)
 		for _, pg := range m.PGs {
 			var have []bool
@@ -110,12 +114,12 @@ func (w *worker) processes() []api.Process {
 	info := w.mgmtInfo()
 	out := []api.Process{{
 		Name: "mgmt", Role: "mgmt", State: "up", PID: info.PID, Version: w.c.Version, Ready: true, StartedAt: info.StartedAt,
-		RSSBytes: info.RSSBytes, Cores: []int{}, Addrs: []string{api.MgmtAddr(w.c.Dir)}, Log: api.LogPath(w.c.Dir, "mgmt"),
+		RSSBytes: info.RSSBytes, Cores: []int{}, Addrs: []string{api.MgmtAddr(w.c.Dir)}, Links: []api.Link{}, Log: api.LogPath(w.c.Dir, "mgmt"),
 	}}
 	if info.KeeperPID != 0 {
 		out = append(out, api.Process{
 			Name: "keeper", Role: "mgmt", State: "up", PID: info.KeeperPID, Version: w.c.Version, Ready: true, HeartbeatAgeMs: -1,
-			RSSBytes: procfs.RSS(info.KeeperPID), Cores: []int{}, Addrs: []string{}, Log: api.LogPath(w.c.Dir, "mgmt"),
+			RSSBytes: procfs.RSS(info.KeeperPID), Cores: []int{}, Addrs: []string{}, Links: []api.Link{}, Log: api.LogPath(w.c.Dir, "mgmt"),
 		})
 	}
 	w.d.Look(func(now leader.Millis, c *leader.Core) {
@@ -126,6 +130,8 @@ func (w *worker) processes() []api.Process {
 				ID: uint32(p.ID), Name: p.Name, Role: p.Role.String(), State: p.State.String(), PID: r.PID, Cores: r.Cores,
 				Version: p.Version, Incarnation: uint64(p.Incarnation), Ready: l.Ready, StartedAt: r.StartedAt.UTC(), Restarts: r.Restarts,
 				RSSBytes: l.RSS, HeartbeatAgeMs: -1, Addrs: p.Addrs, Log: api.LogPath(w.c.Dir, p.Name), LastExit: r.LastExit, Note: l.Note,
+				ArenaBytes: l.Arena.Bytes, ArenaUsedBytes: l.Arena.Used, ArenaLentBytes: l.Arena.Lent, ArenaQuarantinedBytes: l.Arena.Quarantined,
+				Links: viewLinks(c.State(), l.Links),
 			}
 			if l.Spoken && p.State != wire.ProcDown {
 				a.HeartbeatAgeMs = int64(now - l.Heard)
@@ -143,6 +149,25 @@ func (w *worker) processes() []api.Process {
 		if out[i].PID != 0 && out[i].RSSBytes == 0 {
 			out[i].RSSBytes = procfs.RSS(out[i].PID)
 		}
+	}
+	return out
+}
+
+// viewLinks names the peers of a process.
+func viewLinks(s *leader.State, links []wire.LinkStat) []api.Link {
+	out := make([]api.Link, 0, len(links))
+	for _, l := range links {
+		a := api.Link{
+			Transport: l.Transport, Connections: int(l.Conns), SentInlineBytes: l.SentInline, SentByRefBytes: l.SentByRef,
+			ReceivedInlineBytes: l.ReceivedInline, ReceivedByRefBytes: l.ReceivedByRef, Loans: int(l.Loans), LoanBytes: l.LoanBytes,
+		}
+		switch p := s.Procs[l.Peer]; {
+		case p != nil:
+			a.Peer = p.Name
+		case l.Peer != 0:
+			a.Peer = fmt.Sprintf("%s %d", l.Role, l.Peer)
+		}
+		out = append(out, a)
 	}
 	return out
 }

@@ -56,6 +56,7 @@ type worker struct {
 	tcp     string // address of the API over TCP, with the real port; "" is none
 
 	resting   map[string]bool // processes of failed drives that are not started again; owned by reconcileLoop
+	openings  map[string]int  // runs (pids) of drives whose long opening was told, by name; owned by reconcileLoop
 	stopAsked chan struct{}   // closed when the orderly stop begins
 
 	opMu sync.Mutex // one change of mounts or filesystems, or the stop, at a time; never taken under mu
@@ -133,7 +134,7 @@ func newWorker(c *Config) (*worker, error) {
 	w := &worker{
 		c: c, began: time.Now(), log: c.Log, kick: make(chan struct{}, 1),
 		stopAsked: make(chan struct{}),
-		started:   map[string]bool{}, failures: map[string]int{},
+		started:   map[string]bool{}, failures: map[string]int{}, openings: map[string]int{},
 	}
 	var err error
 	if w.file, err = api.ReadClusterFile(c.Dir); err != nil {
@@ -241,7 +242,10 @@ func (w *worker) event(severity uint8, typ, proc, text string) {
 // run listens, leads and supervises until ctx ends.
 func (w *worker) run(ctx context.Context, old stored, ready func() error) error {
 	self := rpc.Self{Cluster: w.cluster, Role: wire.RoleMgmt, Version: w.c.Version}
-	w.router = route.New(route.Config{Self: self, Mgmt: api.MgmtAddr(w.c.Dir), Identity: w.ids.own, Log: w.log, Capture: w.c.Capture})
+	w.router = route.New(route.Config{
+		Self: self, Mgmt: api.MgmtAddr(w.c.Dir), Server: serverID, Wire: w.file.Wire, Identity: w.ids.own, TLS: w.file.WireEncryption, Log: w.log,
+		Capture: w.c.Capture,
+	})
 	defer w.router.Close()
 	l, err := rpc.Listen(api.MgmtAddr(w.c.Dir), rpc.Options{
 		Self: self, Handler: w.handle, AnyCluster: true, Identity: w.ids.own, Admit: w.ids.admit, Generation: w.generation, Log: w.log,

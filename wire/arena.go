@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -59,20 +58,24 @@ const minArenaBytes = 64 << 10
 // peers do. What a hung peer holds comes back when mgmt has ended it. bench/arenas has the test.
 type Arena struct {
 	// immutable
-	fd     int
+	fd     int // used for changes
 	mem    []byte
 	limits [useCount]int // blocks that may be out, all uses together, after an allocation of this use
 	share  [useCount]int // blocks that this use may have
 	debug  bool
 
-	mu      sync.Mutex
-	buddy   buddy
-	used    [useCount]int // blocks handed out
-	peak    int           // most blocks out since the last Trim
-	waiters [useCount][]*arenaWaiter
-	out     map[*Buf]struct{} // only with debug
-	guard   TrimGuard         // nil: none
-	closed  bool
+	mu          sync.Mutex
+	readOnly    int // a descriptor for others; -1: not made yet
+	lent        int // blocks of Bufs that are lent
+	quarantined int // bytes, for ArenaStats
+	spare       ring[Buf]
+	buddy       buddy
+	used        [useCount]int // blocks handed out
+	peak        int           // most blocks out since the last Trim
+	waiters     [useCount][]*arenaWaiter
+	out         map[*Buf]struct{} // only with debug
+	guard       TrimGuard         // nil: none
+	closed      bool
 }
 
 type arenaWaiter struct {
@@ -98,11 +101,16 @@ func NewArena(sizeBytes int, opts ...ArenaOption) (*Arena, error) {
 	if sizeBytes < minArenaBytes {
 		return nil, Errorf(op, KindInvalid, "", "an arena of %d bytes; the least is %d", sizeBytes, minArenaBytes)
 	}
-	fd, err := unix.MemfdCreate("crake-arena", unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate("crake-arena", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, E(op, KindIO, "memfd", err)
 	}
 	if err := unix.Ftruncate(fd, int64(blocks)*BlockSize); err != nil {
+		_ = unix.Close(fd)
+		return nil, E(op, KindIO, "memfd", err)
+	}
+	// Who borrows looks at it without fear that it ends.
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
 		_ = unix.Close(fd)
 		return nil, E(op, KindIO, "memfd", err)
 	}
@@ -113,7 +121,7 @@ func NewArena(sizeBytes int, opts ...ArenaOption) (*Arena, error) {
 	}
 	reserve, more := max(blocks/8, min(MaxDataBytes/BlockSize, blocks/4)), blocks/8
 	a := &Arena{
-		fd: fd, mem: mem, buddy: newBuddy(blocks),
+		fd: fd, readOnly: -1, mem: mem, buddy: newBuddy(blocks),
 		limits: [useCount]int{UseRequest: blocks - reserve - more, UseOwn: blocks - reserve - more, UseMore: blocks - reserve, UseResponse: blocks},
 		share:  [useCount]int{UseRequest: blocks / 2, UseOwn: blocks - reserve - more, UseMore: blocks - reserve, UseResponse: blocks},
 	}
@@ -146,7 +154,7 @@ func (a *Arena) AllocFor(ctx context.Context, n int, use Use) (*Buf, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d[0].Buf, nil
+	return d.only(), nil
 }
 
 // AllocData is AllocFor in one part or, when no run that long is free, in several; each but the last is whole blocks.
@@ -157,7 +165,7 @@ func (a *Arena) AllocData(ctx context.Context, n int, use Use) (Data, error) {
 // TryAlloc is Alloc that does not wait: nil when there is no room at once.
 func (a *Arena) TryAlloc(n int) *Buf {
 	if d := a.try(n, UseOwn, false); d != nil {
-		return d[0].Buf
+		return d.only()
 	}
 	return nil
 }
@@ -258,7 +266,12 @@ func (a *Arena) newBuf(start, blocks, n int, use Use) *Buf {
 		panic("wire: the arena's books do not match its free blocks")
 	}
 	off := start * BlockSize
-	b := &Buf{arena: a, b: a.mem[off : off+n : off+blocks*BlockSize], use: use}
+	b := a.spare.get()
+	if b == nil {
+		b = &Buf{arena: a}
+	}
+	b.b, b.use = a.mem[off:off+n:off+blocks*BlockSize], use
+	b.made.Store(false)
 	b.refs.Store(1)
 	if a.debug {
 		b.from = callers()
@@ -269,7 +282,7 @@ func (a *Arena) newBuf(start, blocks, n int, use Use) *Buf {
 
 // free takes the memory of b back; Buf.Release calls it with the last reference.
 func (a *Arena) free(b *Buf) {
-	off := int(uintptr(unsafe.Pointer(unsafe.SliceData(b.b))) - uintptr(unsafe.Pointer(unsafe.SliceData(a.mem))))
+	off := offsetIn(a.mem, b.b)
 	blocks := cap(b.b) / BlockSize
 	if a.debug {
 		b.freed = callers()
@@ -280,6 +293,14 @@ func (a *Arena) free(b *Buf) {
 	delete(a.out, b)
 	a.buddy.free(off/BlockSize, blocks)
 	a.used[b.use] -= blocks
+	switch {
+	case a.closed:
+		if a.usedBlocks() == 0 {
+			_ = a.unmap()
+		}
+	case !a.debug:
+		a.spare.put(b)
+	}
 	a.serve()
 }
 
@@ -319,7 +340,8 @@ func (a *Arena) punchHole(off, n int) bool {
 }
 
 // Close unmaps the arena; every Buf must have been released: otherwise it is an error that tells what is out (with ArenaDebug:
-// from where), and the memory stays. Who waits gets KindShutdown.
+// from where), and the memory stays. What is lent to other processes is no error: the memory is unmapped when that has come back.
+// Who waits gets KindShutdown.
 func (a *Arena) Close() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -332,11 +354,23 @@ func (a *Arena) Close() error {
 		}
 		a.waiters[use] = nil
 	}
-	if a.usedBlocks() > 0 {
+	if a.usedBlocks() > a.lent {
 		return Errorf("arena.close", KindInvalid, "", "%s", a.leaks())
 	}
 	a.closed = true
-	return errors.Join(unix.Munmap(a.mem), unix.Close(a.fd))
+	if a.lent > 0 {
+		return nil
+	}
+	return a.unmap()
+}
+
+// unmap gives the memory back to the system. Preconditions: a.mu is held, closed is set, no Buf is out.
+func (a *Arena) unmap() error {
+	err := unix.Munmap(a.mem)
+	if a.readOnly >= 0 {
+		err = errors.Join(err, unix.Close(a.readOnly))
+	}
+	return errors.Join(err, unix.Close(a.fd))
 }
 
 // leaks describes what is out.

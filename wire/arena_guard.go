@@ -1,7 +1,5 @@
 package wire
 
-import "unsafe"
-
 // TrimGuard stands between Trim and memory that somebody keeps pages of, such as a kernel that does IO on registered buffers: whoever
 // pinned pages goes on with them after the memory has got others, and what goes there is lost. It is called with free memory that is
 // about to lose its pages. It makes sure that nobody keeps these pages, calls punch once, and lets nobody take hold of them
@@ -30,7 +28,7 @@ func (a *Arena) Populated(mem []byte) {
 	if len(mem) == 0 {
 		return
 	}
-	start := int(uintptr(unsafe.Pointer(unsafe.SliceData(mem)))-uintptr(unsafe.Pointer(unsafe.SliceData(a.mem)))) / BlockSize
+	start := offsetIn(a.mem, mem) / BlockSize
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.buddy.touch(start, blocksOf(len(mem)))

@@ -2,13 +2,22 @@ package wire
 
 import "sync/atomic"
 
-// Buf is reference-counted, page-aligned memory from an Arena. Who receives a Buf releases it.
-// The bytes may be written by one owner until they are shared; from then on they are read only.
+// Buf is reference-counted, page-aligned memory from an Arena, or borrowed from another process (Loan). Who receives a Buf releases it.
+// The bytes may be written by one owner until they are shared; from then on they are read only. What is borrowed cannot be written at all,
+// and is held for the time of an operation only: what is kept is copied, because what a process can lend is bounded.
+//
+// The struct is used again for other memory some time after the last Release (not with ArenaDebug).
 type Buf struct {
-	arena *Arena
-	b     []byte // its capacity is all of the Buf's memory
-	use   Use
-	refs  atomic.Int32
+	arena   *Arena   // nil: it is borrowed
+	loan    *Loan    // which it is part of, where it is borrowed
+	foreign *Foreign // where it lies then
+	b       []byte   // its capacity is all of the Buf's memory
+	use     Use
+	lends   int // loans of it that are out; guarded by Arena.mu
+	refs    atomic.Int32
+
+	whole [1]Slice    // memory of the first Data that is made of it
+	made  atomic.Bool // that was made
 
 	// with ArenaDebug: where it was made and where the last reference was released
 	from, freed []uintptr
@@ -28,6 +37,8 @@ func (b *Buf) Retain() *Buf {
 // Release gives one reference back; the last one returns the memory to the arena.
 func (b *Buf) Release() {
 	switch n := b.refs.Add(-1); {
+	case n == 0 && b.arena == nil:
+		b.loan.release(b)
 	case n == 0:
 		b.arena.free(b)
 	case n < 0:
@@ -37,7 +48,13 @@ func (b *Buf) Release() {
 
 // Shared says that the memory must not be written to by this holder: others hold references too, such as a peer to which it is lent,
 // which a call that ended without an answer may leave behind.
-func (b *Buf) Shared() bool { return b.refs.Load() > 1 }
+func (b *Buf) Shared() bool { return b.arena == nil || b.refs.Load() > 1 }
+
+// Foreign gives the other process's memory in which a borrowed Buf lies; nil where it is of an arena of this one.
+func (b *Buf) Foreign() *Foreign { return b.foreign }
+
+// Capacity gives the bytes that are held with the Buf: its length in whole blocks.
+func (b *Buf) Capacity() int { return cap(b.b) }
 
 func (b *Buf) history() string {
 	if b.from == nil {
@@ -47,7 +64,21 @@ func (b *Buf) history() string {
 }
 
 // Data gives the first n bytes as a Data that owns the caller's reference.
-func (b *Buf) Data(n int) Data { return Data{{Buf: b, B: b.b[:n]}} }
+func (b *Buf) Data(n int) Data {
+	s := Slice{Buf: b, B: b.b[:n]}
+	if b.made.Swap(true) {
+		return Data{s}
+	}
+	b.whole[0] = s
+	return b.whole[:]
+}
+
+// only gives the Buf of a Data that was made with it and that nobody else has.
+func (d Data) only() *Buf {
+	b := d[0].Buf
+	b.made.Store(false)
+	return b
+}
 
 // Slice is a part of a Buf: B lies in Buf's memory.
 type Slice struct {

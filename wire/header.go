@@ -22,13 +22,20 @@ const (
 	FrameOneWay   FrameKind = 3 // a request that is not answered
 	FrameCancel   FrameKind = 4 // the sender no longer waits for the request of this id
 	FrameCredit   FrameKind = 5 // flow control: the receiver has room for Deadline more requests (see rpc)
+	FrameRelease  FrameKind = 6 // data that was passed by reference is given back
+)
+
+// Flags of frames, where both sides pass data by reference.
+const (
+	FlagReferences   = 1 << 0 // the data section is by reference: Refs references end the meta section
+	FlagDataReturned = 1 << 1 // of a response: the data of the request, which was by reference, is given back
 )
 
 // Header is the fixed start of every frame, little-endian:
 //
 //	 0 magic u32    4 kind u8   5 flags u8   6 method u16     8 request id u64
 //	16 epoch u64   24 generation u64        32 meta bytes u32  36 data bytes u32
-//	40 deadline ms u32  44 status u16  46 zero u16            48 trace u64
+//	40 deadline ms u32  44 status u16  46 references u16      48 trace u64
 //	56 xxhash64 of bytes 0 to 55 and of the meta section
 type Header struct {
 	Kind       FrameKind
@@ -41,6 +48,7 @@ type Header struct {
 	DataBytes  uint32
 	DeadlineMs uint32 // request: time left in milliseconds; 0 is none
 	Status     Kind   // response: KindNone or why it failed (then meta is an ErrorBody)
+	Refs       uint16 // with FlagReferences: references at the end of meta
 	Trace      uint64 // travels along from the first request of an operation; 0 is none
 }
 
@@ -57,7 +65,7 @@ func (h *Header) Encode(dst, meta []byte) {
 	le.PutUint32(dst[36:], h.DataBytes)
 	le.PutUint32(dst[40:], h.DeadlineMs)
 	le.PutUint16(dst[44:], uint16(h.Status))
-	le.PutUint16(dst[46:], 0)
+	le.PutUint16(dst[46:], h.Refs)
 	le.PutUint64(dst[48:], h.Trace)
 	le.PutUint64(dst[56:], headerSum(dst, meta))
 }
@@ -75,9 +83,9 @@ func DecodeHeader(src []byte) (Header, error) {
 		Kind: FrameKind(src[4]), Flags: src[5], Method: Method(le.Uint16(src[6:])), ID: le.Uint64(src[8:]),
 		Epoch: Epoch(le.Uint64(src[16:])), Generation: Generation(le.Uint64(src[24:])),
 		MetaBytes: le.Uint32(src[32:]), DataBytes: le.Uint32(src[36:]),
-		DeadlineMs: le.Uint32(src[40:]), Status: Kind(le.Uint16(src[44:])), Trace: le.Uint64(src[48:]),
+		DeadlineMs: le.Uint32(src[40:]), Status: Kind(le.Uint16(src[44:])), Refs: le.Uint16(src[46:]), Trace: le.Uint64(src[48:]),
 	}
-	if h.Kind < FrameRequest || h.Kind > FrameCredit {
+	if h.Kind < FrameRequest || h.Kind > FrameRelease {
 		return Header{}, Errorf("frame.header", KindBadFrame, "", "frame kind %d", h.Kind)
 	}
 	if h.MetaBytes > MaxMetaBytes || h.DataBytes > MaxDataBytes {

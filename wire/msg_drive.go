@@ -202,4 +202,6 @@ type DriveStatResp struct {
 	IndexBytes uint64
 	// Fault says why the drive must be failed; empty: it is well. It stays until the process ends.
 	Fault string
+	// EngineReason says why the engine is not io_uring; empty: it is, or another was asked for.
+	EngineReason string
 }

@@ -68,6 +68,42 @@ type HeartbeatReq struct {
 	Note        string // for people, such as why it is not ready
 	Buckets     []BucketReport
 	Drives      []DriveStatResp
+
+	Arena ArenaReport
+	Links []LinkStat // at most MaxPeerLinks; see there
+}
+
+// ArenaReport tells what the memory of a process for file data is doing, in bytes; see ArenaStats.
+//
+// wire:message
+type ArenaReport struct {
+	Bytes       uint64 // its size
+	Used        uint64 // handed out, what is lent included
+	Lent        uint64 // to other processes
+	Quarantined uint64 // lent to connections that have ended, until nobody can touch it any more
+}
+
+// MaxPeerLinks bounds the links of a heartbeat: 100 bytes each, twice a second. Of a process that has more the rest is summed up, by
+// transport, as links to process 0.
+const MaxPeerLinks = 256
+
+// LinkStat sums up the connections between a process and one of its peers that are up and go by the same transport. Bytes are of data
+// sections, since these connections began.
+//
+// wire:message
+type LinkStat struct {
+	Peer      ProcID
+	Role      Role // of the peer
+	Conns     uint32
+	Transport string // "shm", "unix", "tcp", "tcp+tls" or "mem"
+
+	SentInline     uint64 // through the socket
+	SentByRef      uint64 // lent to the peer
+	ReceivedInline uint64
+	ReceivedByRef  uint64 // lent by the peer
+
+	Loans     uint32 // frames whose data the peer has and has not given back
+	LoanBytes uint64 // memory that they hold
 }
 
 // HeartbeatResp renews for LeaseMs from the time the request was sent. A process of another incarnation than the

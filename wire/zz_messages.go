@@ -50,6 +50,29 @@ func (m *AppendResp) decode(d *decoder) {
 }
 
 // Append encodes m at the end of b.
+func (m *ArenaReport) Append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Bytes))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Used))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Lent))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.Quarantined))
+	return b
+}
+
+// Decode reads m from b; see Message.
+func (m *ArenaReport) Decode(b []byte) error {
+	d := newDecoder(b)
+	m.decode(&d)
+	return d.err("ArenaReport")
+}
+
+func (m *ArenaReport) decode(d *decoder) {
+	m.Bytes = uint64(d.u64())
+	m.Used = uint64(d.u64())
+	m.Lent = uint64(d.u64())
+	m.Quarantined = uint64(d.u64())
+}
+
+// Append encodes m at the end of b.
 func (m *Attr) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.Ino))
 	b = binary.LittleEndian.AppendUint32(b, uint32(m.Mode))
@@ -526,6 +549,7 @@ func (m *DriveStatResp) Append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.DiscardBytes))
 	b = binary.LittleEndian.AppendUint64(b, uint64(m.IndexBytes))
 	b = appendStr(b, m.Fault)
+	b = appendStr(b, m.EngineReason)
 	return b
 }
 
@@ -561,6 +585,7 @@ func (m *DriveStatResp) decode(d *decoder) {
 	m.DiscardBytes = uint64(d.u64())
 	m.IndexBytes = uint64(d.u64())
 	m.Fault = string(d.str())
+	m.EngineReason = string(d.str())
 }
 
 // Append encodes m at the end of b.
@@ -1009,6 +1034,17 @@ func (m *HeartbeatReq) Append(b []byte) []byte {
 		b = m.Drives[i3].Append(b)
 		b = endStruct(b, at4)
 	}
+	var at5 int
+	b, at5 = beginStruct(b)
+	b = m.Arena.Append(b)
+	b = endStruct(b, at5)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(m.Links)))
+	for i6 := range m.Links {
+		var at7 int
+		b, at7 = beginStruct(b)
+		b = m.Links[i6].Append(b)
+		b = endStruct(b, at7)
+	}
 	return b
 }
 
@@ -1028,23 +1064,36 @@ func (m *HeartbeatReq) decode(d *decoder) {
 	m.Ready = bool(d.u8() != 0)
 	m.Note = string(d.str())
 	m.Buckets = nil
-	if n5 := d.list(4, unsafe.Sizeof(m.Buckets[0])); n5 > 0 {
-		m.Buckets = make([]BucketReport, n5)
+	if n8 := d.list(4, unsafe.Sizeof(m.Buckets[0])); n8 > 0 {
+		m.Buckets = make([]BucketReport, n8)
 		for i := range m.Buckets {
 			d.more()
-			sub6 := d.sub()
-			m.Buckets[i].decode(&sub6)
-			d.join(&sub6)
+			sub9 := d.sub()
+			m.Buckets[i].decode(&sub9)
+			d.join(&sub9)
 		}
 	}
 	m.Drives = nil
-	if n7 := d.list(4, unsafe.Sizeof(m.Drives[0])); n7 > 0 {
-		m.Drives = make([]DriveStatResp, n7)
+	if n10 := d.list(4, unsafe.Sizeof(m.Drives[0])); n10 > 0 {
+		m.Drives = make([]DriveStatResp, n10)
 		for i := range m.Drives {
 			d.more()
-			sub8 := d.sub()
-			m.Drives[i].decode(&sub8)
-			d.join(&sub8)
+			sub11 := d.sub()
+			m.Drives[i].decode(&sub11)
+			d.join(&sub11)
+		}
+	}
+	sub12 := d.sub()
+	m.Arena.decode(&sub12)
+	d.join(&sub12)
+	m.Links = nil
+	if n13 := d.list(4, unsafe.Sizeof(m.Links[0])); n13 > 0 {
+		m.Links = make([]LinkStat, n13)
+		for i := range m.Links {
+			d.more()
+			sub14 := d.sub()
+			m.Links[i].decode(&sub14)
+			d.join(&sub14)
 		}
 	}
 }
@@ -1155,6 +1204,41 @@ func (m *LinkReq) decode(d *decoder) {
 	m.Ino = Ino(d.u64())
 	m.Parent = Ino(d.u64())
 	m.Name = string(d.str())
+}
+
+// Append encodes m at the end of b.
+func (m *LinkStat) Append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint32(b, uint32(m.Peer))
+	b = append(b, uint8(m.Role))
+	b = binary.LittleEndian.AppendUint32(b, uint32(m.Conns))
+	b = appendStr(b, m.Transport)
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.SentInline))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.SentByRef))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.ReceivedInline))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.ReceivedByRef))
+	b = binary.LittleEndian.AppendUint32(b, uint32(m.Loans))
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.LoanBytes))
+	return b
+}
+
+// Decode reads m from b; see Message.
+func (m *LinkStat) Decode(b []byte) error {
+	d := newDecoder(b)
+	m.decode(&d)
+	return d.err("LinkStat")
+}
+
+func (m *LinkStat) decode(d *decoder) {
+	m.Peer = ProcID(d.u32())
+	m.Role = Role(d.u8())
+	m.Conns = uint32(d.u32())
+	m.Transport = string(d.str())
+	m.SentInline = uint64(d.u64())
+	m.SentByRef = uint64(d.u64())
+	m.ReceivedInline = uint64(d.u64())
+	m.ReceivedByRef = uint64(d.u64())
+	m.Loans = uint32(d.u32())
+	m.LoanBytes = uint64(d.u64())
 }
 
 // Append encodes m at the end of b.

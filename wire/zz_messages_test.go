@@ -7,6 +7,7 @@ func newMessages() []Message {
 	return []Message{
 		&AppendReq{},
 		&AppendResp{},
+		&ArenaReport{},
 		&Attr{},
 		&AttrResp{},
 		&BucketOwner{},
@@ -42,6 +43,7 @@ func newMessages() []Message {
 		&Lease{},
 		&LeaseDropReq{},
 		&LinkReq{},
+		&LinkStat{},
 		&ListEntry{},
 		&ListReq{},
 		&ListResp{},

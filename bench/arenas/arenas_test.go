@@ -16,6 +16,7 @@ import (
 	"github.com/crakefs/crake/compute"
 	"github.com/crakefs/crake/drive"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/route"
 	"github.com/crakefs/crake/wire/rpc"
 	"github.com/crakefs/crake/wire/strip"
@@ -23,6 +24,7 @@ import (
 
 const (
 	server       = wire.ServerID(1)
+	mgmtProc     = wire.ProcID(0)
 	buckets      = 4
 	drives       = 6
 	driveBytes   = 256 << 20
@@ -32,8 +34,8 @@ const (
 	workers      = 6 // of each frontend
 	// The smallest arenas of drives and computes: their Validate refuses less. The frontends' bounds let four times as much be under way as the
 	// computes have memory for requests; their own memory is little more than these.
-	driveArena   = 4 * wire.MaxDataBytes
-	computeArena = 2 * wire.MaxDataBytes
+	driveArena   = drive.MinArenaBytes
+	computeArena = compute.MinArenaBytes
 	clientArena  = 12 << 20
 	clientDirty  = 4 << 20
 	clientReads  = 4 << 20
@@ -48,6 +50,8 @@ type world struct {
 	t    *testing.T
 	dir  string
 	mgmt *fakeMgmt
+	ca   *identity.CA
+	own  *identity.Identity // of mgmt
 	log  *slog.Logger
 	root wire.Ino
 	stop []func() // in this order
@@ -132,7 +136,12 @@ func start(t *testing.T) *world {
 		}
 		m.PGs = append(m.PGs, pg)
 	}
-	w.mgmt = &fakeMgmt{m: m, news: make(chan struct{}), incs: map[wire.ProcID]wire.Incarnation{}, serving: map[wire.BucketID]bool{}}
+	w.mgmt = &fakeMgmt{m: m, news: make(chan struct{}), incs: map[wire.ProcID]wire.Incarnation{}, serving: map[wire.BucketID]bool{},
+		keys: map[wire.ProcID]wire.ProcKey{}}
+	if w.ca, err = identity.NewCA(cluster); err != nil {
+		t.Fatal(err)
+	}
+	w.own, _ = w.identity(wire.RoleMgmt, mgmtProc)
 	w.listen()
 	for i := range driveProcs {
 		w.drive(wire.ProcID(10+i), i)
@@ -171,8 +180,24 @@ func (w *world) eventually(what string, ok func(m *wire.ClusterMap) bool) {
 	}
 }
 
+// identity issues the identity of a process, and gives the file that it is in.
+func (w *world) identity(role wire.Role, proc wire.ProcID) (*identity.Identity, string) {
+	w.t.Helper()
+	id, err := w.ca.Issue(role, proc)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	path := filepath.Join(w.dir, fmt.Sprintf("%d.identity", proc))
+	if err := id.Write(path); err != nil {
+		w.t.Fatal(err)
+	}
+	w.mgmt.knows(proc, id.Key())
+	return id, path
+}
+
 func (w *world) listen() {
-	l, err := rpc.Listen(w.addr("mgmt"), rpc.Options{Self: rpc.Self{Cluster: cluster, Role: wire.RoleMgmt, Proc: 1}, Handler: w.mgmt.handle, Log: w.log})
+	l, err := rpc.Listen(w.addr("mgmt"), rpc.Options{Self: rpc.Self{Cluster: cluster, Role: wire.RoleMgmt, Proc: mgmtProc}, Identity: w.own,
+		Handler: w.mgmt.handle, Log: w.log})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -193,8 +218,9 @@ func (w *world) background(run func(ctx context.Context) error) {
 }
 
 func (w *world) drive(proc wire.ProcID, n int) {
-	cfg := drive.Config{Name: fmt.Sprintf("drives%d", n), Proc: proc, Cluster: cluster, Mgmt: w.addr("mgmt"), Listen: w.addr(fmt.Sprintf("drives%d", n)),
-		Arena: driveArena, ScrubRate: -1, Log: w.log}
+	_, file := w.identity(wire.RoleDrive, proc)
+	cfg := drive.Config{Name: fmt.Sprintf("drives%d", n), Proc: proc, Cluster: cluster, Mgmt: w.addr("mgmt"), Listen: []string{w.addr(fmt.Sprintf("drives%d", n))},
+		Identity: file, Arena: driveArena, ScrubRate: -1, Log: w.log}
 	for id := n + 1; id <= drives; id += driveProcs {
 		path := filepath.Join(w.dir, fmt.Sprintf("drive%d", id))
 		err := drive.Format(context.Background(), drive.FormatConfig{Path: path, Cluster: cluster, Drive: wire.DriveID(id), SizeBytes: driveBytes})
@@ -208,14 +234,15 @@ func (w *world) drive(proc wire.ProcID, n int) {
 
 func (w *world) compute(proc wire.ProcID) {
 	name := fmt.Sprintf("compute%d", proc)
-	cfg := compute.Config{Name: name, Proc: proc, Cluster: cluster, Mgmt: w.addr("mgmt"), Listen: w.addr(name), Arena: computeArena, Memory: 64 << 20,
-		Log: w.log}
+	_, file := w.identity(wire.RoleCompute, proc)
+	cfg := compute.Config{Name: name, Proc: proc, Cluster: cluster, Mgmt: w.addr("mgmt"), Listen: []string{w.addr(name)}, Arena: computeArena, Memory: 64 << 20,
+		Identity: file, Log: w.log}
 	w.background(func(ctx context.Context) error { return compute.Run(ctx, cfg) })
 }
 
 // makeRoot makes the filesystem's root, as mgmt does.
 func (w *world) makeRoot() {
-	r := route.New(route.Config{Self: rpc.Self{Cluster: cluster, Role: wire.RoleMgmt, Proc: 1}, Mgmt: w.addr("mgmt"), Log: w.log})
+	r := route.New(route.Config{Self: rpc.Self{Cluster: cluster, Role: wire.RoleMgmt, Proc: mgmtProc}, Identity: w.own, Server: server, Mgmt: w.addr("mgmt"), Log: w.log})
 	defer r.Close()
 	m, _ := w.mgmt.now()
 	r.SetMap(&m)
@@ -233,7 +260,8 @@ func (w *world) client(proc wire.ProcID) *client {
 		w.t.Fatal(err)
 	}
 	c := &client{t: w.t, arena: arena, dirty: semaphore.NewWeighted(clientDirty), reads: semaphore.NewWeighted(clientReads)}
-	c.router = route.New(route.Config{Self: rpc.Self{Cluster: cluster, Role: wire.RoleFrontend, Proc: proc}, Mgmt: w.addr("mgmt"), Arena: arena, Log: w.log})
+	id, _ := w.identity(wire.RoleFrontend, proc)
+	c.router = route.New(route.Config{Self: rpc.Self{Cluster: cluster, Role: wire.RoleFrontend, Proc: proc}, Identity: id, Mgmt: w.addr("mgmt"), Arena: arena, Log: w.log})
 	c.reader = strip.New(strip.Config{Drive: c.router.Drive, Up: c.router.DriveUp, Arena: arena})
 	ctx, cancel := context.WithTimeout(context.Background(), longest)
 	defer cancel()

@@ -17,6 +17,14 @@ type fakeMgmt struct {
 	incs     map[wire.ProcID]wire.Incarnation
 	serving  map[wire.BucketID]bool
 	sessions wire.SessionID
+	keys     map[wire.ProcID]wire.ProcKey // of the identities that were issued
+}
+
+// knows notes the key of a process that is about to register.
+func (f *fakeMgmt) knows(proc wire.ProcID, key wire.ProcKey) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.keys[proc] = key
 }
 
 // edit publishes a changed map.
@@ -93,7 +101,7 @@ func (f *fakeMgmt) register(q *wire.RegisterReq) *wire.RegisterResp {
 		f.incs[q.Proc]++
 		resp.Incarnation = f.incs[q.Proc]
 		m.Processes = append(m.Processes, wire.ProcInfo{ID: q.Proc, Server: server, Incarnation: resp.Incarnation, Role: q.Role, Name: q.Name,
-			Addrs: q.Addrs, State: wire.ProcUp})
+			Addrs: q.Addrs, State: wire.ProcUp, Key: f.keys[q.Proc]})
 		for _, d := range q.Drives {
 			if known := m.Drive(d.ID); known != nil {
 				known.Proc, known.State = q.Proc, wire.DriveUp

@@ -35,7 +35,7 @@ func run(bin, wire string, mib int) (err error) {
 	}
 	o := devcluster.Options{DriveSize: "1GiB"}
 	if wire != "default" {
-		o.Args = []string{"--wire", wire}
+		o.Flags = []string{"--wire", wire}
 	}
 	c, err := devcluster.New(bin, o)
 	if err != nil {

@@ -24,11 +24,12 @@ const benchDrive wire.DriveID = 1
 type server struct {
 	*driveload.Session
 	proc *pinned.Process
+	mgmt *driveload.Mgmt // of a drive; the echo has none
 	addr string
 	log  string // path
 }
 
-// startDrive formats the first half of a device and serves it as mgmt would start it; mgmt itself is not there, which a drive bears.
+// startDrive formats the first half of a device and serves it as mgmt would start it.
 func startDrive(ctx context.Context, cfg *config, d *device) (*server, error) {
 	fctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
@@ -37,12 +38,21 @@ func startDrive(ctx context.Context, cfg *config, d *device) (*server, error) {
 	if out, err := format.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("crake drive format: %w: %s", err, strings.TrimSpace(string(out)))
 	}
+	mgmt, err := driveload.StartMgmt(d.dir, benchCluster)
+	if err != nil {
+		return nil, err
+	}
 	addr := "unix:" + filepath.Join(d.dir, "drive.sock")
 	cmd := exec.Command(cfg.bin, "drive", "--name", "drive0", "--proc", "2", "--cluster", benchCluster.String(), "--device", d.path,
-		"--drive-id", fmt.Sprint(benchDrive), "--mgmt", "unix:"+filepath.Join(d.dir, "no-mgmt.sock"), "--listen", addr)
-	return startServer(ctx, cfg, cmd, d.dir, driveload.Config{
-		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size,
+		"--drive-id", fmt.Sprint(benchDrive), "--mgmt", mgmt.Addr, "--identity", mgmt.Drive, "--listen", addr)
+	s, err := startServer(ctx, cfg, cmd, d.dir, driveload.Config{
+		Addr: addr, Cluster: benchCluster, Drive: benchDrive, ReadBytes: cfg.size, WriteBytes: cfg.size, Identity: mgmt.Identity,
 	})
+	if err != nil {
+		return nil, errors.Join(err, mgmt.Close())
+	}
+	s.mgmt = mgmt
+	return s, nil
 }
 
 // startEcho starts this binary as the echo.
@@ -107,10 +117,17 @@ func (s *server) explain(err error) error {
 
 // end closes the session and ends the process in order; that must go well.
 func (s *server) end() error {
-	return errors.Join(s.Session.Close(), s.explain(s.proc.End(endPatience)))
+	return errors.Join(s.Session.Close(), s.explain(s.proc.End(endPatience)), s.closeMgmt())
+}
+
+func (s *server) closeMgmt() error {
+	if s.mgmt == nil {
+		return nil
+	}
+	return s.mgmt.Close()
 }
 
 // kill is for after an error: nothing more is expected of the process.
 func (s *server) kill() error {
-	return errors.Join(s.Session.Close(), s.proc.Kill())
+	return errors.Join(s.Session.Close(), s.proc.Kill(), s.closeMgmt())
 }

@@ -224,8 +224,8 @@ func TestPromisedKeys(t *testing.T) {
 		keys string
 	}{
 		{[]string{"dev", "ps"}, "role name pid cores version state"},
-		{[]string{"cluster", "process"}, "role name pid cores version state rss_bytes restarts"},
-		{[]string{"cluster", "drive"}, "id process path state size_bytes free_bytes reason problem read_ns write_ns flush_ns errors corrupt engine flush"},
+		{[]string{"cluster", "process"}, "id role name pid cores version state rss_bytes restarts addrs arena_bytes arena_used_bytes arena_lent_bytes arena_quarantined_bytes links"},
+		{[]string{"cluster", "drive"}, "id process path state size_bytes free_bytes reason problem read_ns write_ns flush_ns errors corrupt engine engine_reason flush"},
 		{[]string{"cluster", "bucket"}, "id owner epoch state"},
 		{[]string{"fs", "ls"}, "id name mounts"},
 		{[]string{"events"}, "id time severity type text"},
@@ -244,7 +244,7 @@ func TestPromisedKeys(t *testing.T) {
 	}
 	var st map[string]json.RawMessage
 	must(t, c.JSON(&st, "status"))
-	for _, k := range strings.Fields("cluster_id name version health protection processes buckets capacity filesystems mounts drives advice") {
+	for _, k := range strings.Fields("cluster_id name version health protection processes buckets capacity filesystems mounts drives advice wire wire_encryption") {
 		if _, ok := st[k]; !ok {
 			t.Errorf("status has no key %s", k)
 		}

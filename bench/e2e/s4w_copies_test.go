@@ -26,7 +26,7 @@ func TestS4wCopies(t *testing.T) {
 
 func copiesOver(t *testing.T, bin, wire string) {
 	const mib, small, smallBytes = 64, 64, 4096
-	c := prepareBin(t, bin, devcluster.Options{Args: []string{"--wire", wire}})
+	c := prepareBin(t, bin, devcluster.Options{Flags: []string{"--wire", wire}})
 	if err := c.Up(); err != nil {
 		t.Fatalf("%v\n%s", err, c.Logs(20))
 	}

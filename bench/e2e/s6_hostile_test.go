@@ -96,9 +96,12 @@ func helloOf(cluster wire.ClusterID, lowest, highest uint16) []byte {
 	le.PutUint32(b[36:], 64)
 	le.PutUint64(b[40:], 1<<20)
 	copy(b[72:], "hostile test")
-	le.PutUint64(b[120:], xxhash.Sum64(b[:120]))
+	sumHello(b)
 	return b
 }
+
+// sumHello corrects the checksum of a hello.
+func sumHello(b []byte) { binary.LittleEndian.PutUint64(b[120:], xxhash.Sum64(b[:120])) }
 
 // frame makes a request frame; sizes may lie about the sections.
 func frame(method wire.Method, id uint64, metaBytes, dataBytes uint32, meta []byte) []byte {
@@ -111,17 +114,27 @@ func frame(method wire.Method, id uint64, metaBytes, dataBytes uint32, meta []by
 // attack is one hostile conversation.
 type attack struct {
 	name   string
+	as     *party // who shakes hands and proves himself before he attacks; nil: nobody
+	of     wire.ClusterID
 	send   []byte
 	answer func(got []byte) string
 }
 
 func hostile(t *testing.T, path string, ours bool, cluster wire.ClusterID, r *rand.Rand) {
+	insider, err := readParty(filepath.Join(filepath.Dir(path), "compute0.identity"))
+	must(t, err)
+	if !ours {
+		insider = nil
+	}
 	noise := func(n int) []byte {
 		b := make([]byte, n)
 		fill(b, r.Uint64())
 		return b
 	}
 	ok := helloOf(cluster, 1, 1)
+	stranger := bytes.Clone(ok)
+	stranger[10] = byte(wire.RoleFrontend)
+	sumHello(stranger)
 	badSum := bytes.Clone(ok)
 	badSum[50] ^= 1
 	badFrame := frame(wire.MGetAttr, 1, 8, 0, noise(8))
@@ -134,15 +147,19 @@ func hostile(t *testing.T, path string, ours bool, cluster wire.ClusterID, r *ra
 		{name: "half a handshake", send: ok[:70]},
 		{name: "a handshake with a wrong checksum", send: badSum},
 		{name: "a version of the future", send: helloOf(cluster, 900, 999), answer: refusedFor(wire.KindVersion)},
+		{name: "a handshake without proof", send: stranger, answer: refusedFor(wire.KindAuthentication)},
+		{name: "noise instead of a proof", send: append(insider.helloOr(cluster, ok), noise(5000)...)},
+		{name: "half a proof", send: append(insider.helloOr(cluster, ok), "CRAKEPRF\x00\x00\x00\x02"...)},
+		{name: "a giant proof", send: append(insider.helloOr(cluster, ok), "CRAKEPRF\x00\x00\xff\xff\xff\xff\xff\xff"...)},
 		{name: "versions upside down", send: helloOf(cluster, 9, 1)},
 		{name: "another cluster", send: helloOf(wire.ClusterID{1, 2, 3}, 1, 1), answer: refusedFor(wire.KindRefused)},
-		{name: "a handshake and random bytes", send: append(bytes.Clone(ok), noise(100_000)...)},
-		{name: "a truncated header", send: append(bytes.Clone(ok), badFrame[:30]...)},
-		{name: "a header with a wrong checksum", send: append(bytes.Clone(ok), badFrame...)},
-		{name: "a giant meta section", send: append(bytes.Clone(ok), frame(wire.MGetAttr, 1, 1<<31, 0, nil)...)},
-		{name: "a giant data section", send: append(bytes.Clone(ok), frame(wire.MDrivePut, 1, 0, 1<<32-1, nil)...)},
-		{name: "a data section that never comes", send: append(bytes.Clone(ok), frame(wire.MDrivePut, 1, 0, 1<<20, nil)...)},
-		{name: "an unknown method", send: append(bytes.Clone(ok), frame(0xfffe, 7, 0, 0, nil)...), answer: answersError},
+		{name: "a handshake and random bytes", as: insider, send: noise(100_000)},
+		{name: "a truncated header", as: insider, send: badFrame[:30]},
+		{name: "a header with a wrong checksum", as: insider, send: badFrame},
+		{name: "a giant meta section", as: insider, send: frame(wire.MGetAttr, 1, 1<<31, 0, nil)},
+		{name: "a giant data section", as: insider, send: frame(wire.MDrivePut, 1, 0, 1<<32-1, nil)},
+		{name: "a data section that never comes", as: insider, send: frame(wire.MDrivePut, 1, 0, 1<<20, nil)},
+		{name: "an unknown method", as: insider, send: frame(0xfffe, 7, 0, 0, nil), answer: answersError},
 	}
 	for _, m := range []wire.Method{
 		wire.MDrivePut, wire.MDriveAppend, wire.MDriveRead, wire.MDriveDelete, wire.MDriveList, wire.MLookup, wire.MCreate,
@@ -152,11 +169,12 @@ func hostile(t *testing.T, path string, ours bool, cluster wire.ClusterID, r *ra
 		for _, n := range []int{0, 5, 300} {
 			meta := noise(n)
 			attacks = append(attacks, attack{
-				name: "noise as the message of a request", send: append(bytes.Clone(ok), frame(m, 9, uint32(n), 0, meta)...),
+				name: "noise as the message of a request", as: insider, send: frame(m, 9, uint32(n), 0, meta),
 			})
 		}
 	}
 	for _, a := range attacks {
+		a.of = cluster
 		got := converse(t, path, a)
 		if a.answer != nil && ours {
 			if why := a.answer(got); why != "" {
@@ -166,9 +184,9 @@ func hostile(t *testing.T, path string, ours bool, cluster wire.ClusterID, r *ra
 	}
 	// After all that it still greets a peer that behaves.
 	if ours {
-		got := converse(t, path, attack{name: "a good handshake", send: ok})
-		if len(got) < 128 || binary.LittleEndian.Uint16(got[8:]) != 0 {
-			t.Errorf("a good handshake is not answered any more: %d bytes", len(got))
+		good := attack{name: "a good handshake", as: insider, of: cluster, send: frame(0xfffe, 7, 0, 0, nil)}
+		if why := answersError(converse(t, path, good)); why != "" {
+			t.Errorf("a good handshake and a request: %s", why)
 		}
 	}
 }
@@ -186,13 +204,13 @@ func refusedFor(k wire.Kind) func([]byte) string {
 	}
 }
 
-// answersError wants a response frame with an error, to request 7, after the hello.
+// answersError wants a response frame with an error, to request 7, after the handshake.
 func answersError(got []byte) string {
-	if len(got) < 128+wire.HeaderBytes {
+	if len(got) < wire.HeaderBytes {
 		return "no answer"
 	}
 	le := binary.LittleEndian
-	for b := got[128:]; len(b) >= wire.HeaderBytes; {
+	for b := got; len(b) >= wire.HeaderBytes; {
 		if b[4] == byte(wire.FrameResponse) && le.Uint64(b[8:]) == 7 {
 			if le.Uint16(b[44:]) == 0 {
 				return "success"
@@ -208,6 +226,14 @@ func answersError(got []byte) string {
 	return "no response frame with an error"
 }
 
+// helloOr gives the hello of a party, or another where there is none.
+func (p *party) helloOr(cluster wire.ClusterID, other []byte) []byte {
+	if p == nil {
+		return bytes.Clone(other)
+	}
+	return p.hello(cluster)
+}
+
 // converse sends what an attack sends, reads what comes for a moment, and closes.
 func converse(t *testing.T, path string, a attack) []byte {
 	t.Helper()
@@ -217,6 +243,11 @@ func converse(t *testing.T, path string, a attack) []byte {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if a.as != nil {
+		if _, refused, err := a.as.prove(conn, a.of); err != nil || refused != "" {
+			t.Fatalf("%s: the handshake: %s, %v", a.name, refused, err)
+		}
+	}
 	if _, err := conn.Write(a.send); err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("%s: write: %v", a.name, err)
 	}

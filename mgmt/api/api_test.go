@@ -19,7 +19,7 @@ import (
 func goodFile() *ClusterFile {
 	f := &ClusterFile{
 		Version: 1, ClusterID: strings.Repeat("ab", 16), Name: "n", DataStrips: 4, ParityStrips: 2, Buckets: 16, Computes: 2, Mount: "/m",
-		Binary: "/bin/crake", LeaseMs: 5000, Cores: []int{0, 1}, DriveArena: 1,
+		Binary: "/bin/crake", LeaseMs: 5000, Cores: []int{0, 1}, DriveArena: 1, Wire: "tcp", WireEncryption: true,
 	}
 	for i := range 6 {
 		f.Drives = append(f.Drives, DriveSpec{ID: uint32(i + 1), Path: fmt.Sprint("/d", i), SizeBytes: 1})
@@ -56,6 +56,8 @@ func TestClusterFile(t *testing.T) {
 		"core -1":                    func(f *ClusterFile) { f.Cores = []int{-1} },
 		"drive id 1 is zero or used": func(f *ClusterFile) { f.Drives[3].ID = 1 },
 		`path "/d0" is not absolute`: func(f *ClusterFile) { f.Drives[3].Path = "/d0" },
+		`wire is "pigeon"`:           func(f *ClusterFile) { f.Wire = "pigeon" },
+		"wire_encryption is for":     func(f *ClusterFile) { f.Wire = "" },
 		"size is 0":                  func(f *ClusterFile) { f.Drives[3].SizeBytes = 0 },
 	} {
 		f := goodFile()
@@ -99,9 +101,10 @@ func TestCheckDir(t *testing.T) {
 // Claim: JSON keys never change meaning. A key that is missing here was renamed or removed: tools in the field break.
 func TestStableKeys(t *testing.T) {
 	for v, want := range map[any]string{
-		&Status{}:     "cluster_id name version generation formed_at time protection lease_ms health processes drives buckets capacity filesystems mounts sessions mgmt advice",
-		&Process{}:    "id name role state pid cores version incarnation ready started_at restarts rss_bytes heartbeat_age_ms addrs log last_exit note",
-		&Drive{}:      "id process path state domain size_bytes free_bytes strips reads read_bytes writes write_bytes flushes errors engine flush pgs reason problem troubles read_ns write_ns flush_ns queued corrupt scrub_done_bytes scrub_total_bytes scrub_passes discard_bytes index_bytes",
+		&Status{}:     "cluster_id name version generation formed_at time protection lease_ms health processes drives buckets capacity filesystems mounts sessions mgmt advice wire wire_encryption",
+		&Process{}:    "id name role state pid cores version incarnation ready started_at restarts rss_bytes heartbeat_age_ms addrs log last_exit note arena_bytes arena_used_bytes arena_lent_bytes arena_quarantined_bytes links",
+		&Link{}:       "peer transport connections sent_inline_bytes sent_by_ref_bytes received_inline_bytes received_by_ref_bytes loans loan_bytes",
+		&Drive{}:      "id process path state domain size_bytes free_bytes strips reads read_bytes writes write_bytes flushes errors engine engine_reason flush pgs reason problem troubles read_ns write_ns flush_ns queued corrupt scrub_done_bytes scrub_total_bytes scrub_passes discard_bytes index_bytes",
 		&DriveCount{}: "up total failed",
 		&Bucket{}:     "id owner epoch state error inodes data_bytes stripes segments open_txns leases orphans table_bytes",
 		&PG{}:         "id drives up",

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/route"
 )
 
 // ClusterFileName is the file in a cluster's folder that `crake dev up` writes and mgmt reads.
@@ -59,6 +60,10 @@ type ClusterFile struct {
 	APIListen string `json:"api_listen,omitempty"`
 	// Cores to pin processes to, round robin; empty means every core that mgmt may use.
 	Cores []int `json:"cores,omitempty"`
+	// Wire is how the processes of this server speak with each other; "" means shm.
+	Wire route.Wire `json:"wire,omitempty"`
+	// WireEncryption encrypts what they say by TCP; only with Wire "tcp", since the others do not leave the machine.
+	WireEncryption bool `json:"wire_encryption,omitempty"`
 	// LeaseMs is T in milliseconds; 0 means 5000.
 	LeaseMs int `json:"lease_ms,omitempty"`
 	// DriveArena, ComputeArena and FrontendArena are the buffer memory of a process of that role in bytes; 0 leaves it
@@ -137,6 +142,9 @@ func (f *ClusterFile) Validate() error {
 	if f.LeaseMs != 0 && (f.LeaseMs < MinLeaseMs || f.LeaseMs > MaxLeaseMs) {
 		bad("lease_ms is %d, want %d to %d", f.LeaseMs, MinLeaseMs, MaxLeaseMs)
 	}
+	if err := f.validateWire(); err != nil {
+		errs = append(errs, err)
+	}
 	for _, c := range f.Cores {
 		if c < 0 || c > 4095 {
 			bad("core %d does not exist", c)
@@ -144,6 +152,17 @@ func (f *ClusterFile) Validate() error {
 	}
 	errs = append(errs, f.validateDrives()...)
 	return errors.Join(errs...)
+}
+
+// validateWire says what is wrong with how processes shall speak.
+func (f *ClusterFile) validateWire() error {
+	if err := f.Wire.Validate(); err != nil {
+		return fmt.Errorf("wire is %w", err)
+	}
+	if f.WireEncryption && f.Wire != route.WireTCP {
+		return errors.New("wire_encryption is for wire tcp: unix sockets and shared memory do not leave the machine")
+	}
+	return nil
 }
 
 func (f *ClusterFile) validateDrives() []error {

@@ -77,6 +77,9 @@ type Status struct {
 	Mgmt        MgmtInfo         `json:"mgmt"`
 	// Advice says what somebody should do, a sentence each; empty when there is nothing.
 	Advice []string `json:"advice"`
+	// Wire is how processes of this server speak: shm, unix or tcp; WireEncryption tells whether what goes by tcp is encrypted.
+	Wire           string `json:"wire"`
+	WireEncryption bool   `json:"wire_encryption"`
 }
 
 // MgmtInfo describes the mgmt process that answers.
@@ -109,6 +112,27 @@ type Process struct {
 	Log            string    `json:"log"`       // path of its log file
 	LastExit       string    `json:"last_exit"` // how its last run ended, with its last words; "" when it did not
 	Note           string    `json:"note"`      // what it says about itself
+
+	ArenaBytes            uint64 `json:"arena_bytes"`             // memory for data that it may use; 0 when it does not run, or has not said yet
+	ArenaUsedBytes        uint64 `json:"arena_used_bytes"`        // of that, handed out now
+	ArenaLentBytes        uint64 `json:"arena_lent_bytes"`        // of that, lent to other processes
+	ArenaQuarantinedBytes uint64 `json:"arena_quarantined_bytes"` // lent to connections that have ended, until nobody can touch it any more
+	Links                 []Link `json:"links"`                   // its connections with other processes that are up, mgmt's aside; at most wire.MaxPeerLinks
+}
+
+// Link sums up the connections of a process with one peer by one transport. Bytes are of file data, since these connections began.
+type Link struct {
+	Peer        string `json:"peer"`        // name; "" stands for all peers beyond the bound
+	Transport   string `json:"transport"`   // shm, unix, tcp, tcp+tls
+	Connections int    `json:"connections"` // made by either side
+
+	SentInlineBytes     uint64 `json:"sent_inline_bytes"` // copied through the socket
+	SentByRefBytes      uint64 `json:"sent_by_ref_bytes"` // in shared memory
+	ReceivedInlineBytes uint64 `json:"received_inline_bytes"`
+	ReceivedByRefBytes  uint64 `json:"received_by_ref_bytes"`
+
+	Loans     int    `json:"loans"`      // requests and answers whose data the peer has by reference and has not given back
+	LoanBytes uint64 `json:"loan_bytes"` // memory that they hold
 }
 
 // Drive is a device of the cluster. Counters are since its process started.
@@ -129,7 +153,10 @@ type Drive struct {
 	Errors     uint64 `json:"errors"`
 	Engine     string `json:"engine"`
 	Flush      string `json:"flush"`
-	PGs        int    `json:"pgs"` // placement groups it is in
+
+	EngineReason string `json:"engine_reason"` // why it is not io_uring; "" when it is, or another was asked for
+
+	PGs int `json:"pgs"` // placement groups it is in
 
 	Reason   string `json:"reason"`   // why it failed; "" when it has not
 	Problem  string `json:"problem"`  // what is wrong with it though it has not failed: slow, or faulty beyond what the protection bears

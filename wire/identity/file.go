@@ -43,6 +43,14 @@ func Load(path string) (*Identity, error) {
 	return id, nil
 }
 
+// LoadIf is Load, and nil where there is no path: in tests, see member.Place.
+func LoadIf(path string) (*Identity, error) {
+	if path == "" {
+		return nil, nil
+	}
+	return Load(path)
+}
+
 func decodeIdentity(blocks []*pem.Block) (*Identity, error) {
 	if len(blocks) != 3 || blocks[0].Type != pemCert || blocks[1].Type != pemKey || blocks[2].Type != pemCert {
 		return nil, errors.New("not a certificate, a key and a certificate")

@@ -6,7 +6,8 @@
 //
 //  1. Register asks until mgmt answers: the two start at about the same time. The answer gives the incarnation of this run, a
 //     frontend its session, and the map.
-//  2. Heartbeats sends one every half second, and one at once after Kick. It ends with its ctx, when mgmt says that a newer run exists
+//  2. Heartbeats sends one every half second, and one at once after Kick. It tells, for people, the links of the process (links.go: what
+//     passed between it and each peer, and by which transport) and how much of its arena is in use. It ends with its ctx, when mgmt says that a newer run exists
 //     or that the session is over (KindStaleSession), when mgmt refuses the process (KindRefused), or when Config.Check fails.
 //     Anything else is silence, which is logged once when it begins and once when it ends: Config.Silent says what it
 //     means, since a compute fences itself by its lease, a drive serves on, and a frontend lets its caches rest. An error of version
@@ -31,4 +32,5 @@
 //	many changes at once                             TestKick
 //	more events than mgmt takes                      TestEvents
 //	a goodbye without a registration, or unheard     TestGoodbye
+//	connections without number                       TestLinksBound
 package member

@@ -21,6 +21,10 @@ const (
 	maxEvents = 64
 	// eventTimeout bounds the sending of one.
 	eventTimeout = 5 * time.Second
+	// maxTransports is how many transports there are: "shm", "unix", "tcp", "tcp+tls" and "mem".
+	maxTransports = 5
+	// maxListen bounds the addresses of a process: a socket of its server, and a few networks. Mgmt takes as many (leader.MaxAddrs).
+	maxListen = 8
 	// goodbyeTimeout: a goodbye is a courtesy.
 	goodbyeTimeout = time.Second
 )

@@ -20,6 +20,9 @@ type Config struct {
 	Cores []uint32 // that it is pinned to; empty when it is not
 	// Ask asks the local mgmt once; route.Router.Mgmt is one.
 	Ask func(ctx context.Context, call *rpc.Call) error
+	// Arena is the process's memory for data, and Conns gives its connections: heartbeats tell of both. They may be nil.
+	Arena *wire.Arena
+	Conns func() []*rpc.Conn
 	// HeartbeatTimeout bounds one heartbeat; 0 is 2 s.
 	HeartbeatTimeout time.Duration
 	// Log gets events; nil is slog.Default().
@@ -142,6 +145,15 @@ func (m *Member) Heartbeat(ctx context.Context) error {
 	defer cancel()
 	req := &wire.HeartbeatReq{
 		Proc: m.cfg.Self.Proc, Incarnation: m.incarnation, Session: m.session, RSSBytes: procfs.RSS(os.Getpid()), Ready: true,
+	}
+	if m.cfg.Arena != nil {
+		st := m.cfg.Arena.Stats()
+		req.Arena = wire.ArenaReport{
+			Bytes: uint64(st.Size), Used: uint64(st.Used), Lent: uint64(st.Lent), Quarantined: uint64(st.Quarantined),
+		}
+	}
+	if m.cfg.Conns != nil {
+		req.Links = links(m.cfg.Conns())
 	}
 	if m.cfg.Beat != nil {
 		m.cfg.Beat(req)

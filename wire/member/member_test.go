@@ -439,13 +439,20 @@ func TestGoodbye(t *testing.T) {
 
 // Claim: all that is wrong with a place is told at once, by the names of the flags.
 func TestPlace(t *testing.T) {
-	if errs := (Place{Name: "a", Proc: 1, Cluster: cluster, Mgmt: "unix:/a", Listen: "tcp:host:1"}).Check(); errs != nil {
+	if errs := (Place{Name: "a", Proc: 1, Cluster: cluster, Mgmt: "unix:/a", Identity: "/id", Listen: []string{"tcp:host:1"}}).Check(); errs != nil {
 		t.Error(errs)
 	}
-	all := fmt.Sprint(Place{Mgmt: "unix:", Listen: "http://x"}.Check())
-	for _, want := range []string{"--name", "--proc", "--cluster", "--mgmt", "--listen"} {
+	all := fmt.Sprint(Place{Mgmt: "unix:", Listen: []string{"unix:/a", "http://x"}, Wire: "pigeon"}.Check())
+	for _, want := range []string{"--name", "--proc", "--cluster", "--mgmt", `--listen: address "http://x"`, "--wire", "--identity"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("%s is not told in %s", want, all)
+		}
+	}
+	good := Place{Name: "a", Proc: 1, Cluster: cluster, Mgmt: "unix:/a", Identity: "/id"}
+	for n, want := range map[int]string{0: "--listen is missing", maxListen: "[]", maxListen + 1: "at most 8"} {
+		good.Listen = slices.Repeat([]string{"tcp:host:1"}, n)
+		if got := fmt.Sprint(good.Check()); !strings.Contains(got, want) {
+			t.Errorf("%d addresses: %s, want %s", n, got, want)
 		}
 	}
 }

@@ -64,21 +64,13 @@ func (x *index) known(peer rpc.Self, key wire.ProcKey) error {
 	return nil
 }
 
-// Guard makes the router end connections of l whose peers a new map does not admit any more. Call it before the listener serves.
-func (r *Router) Guard(l *rpc.Listener) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.guarded = append(r.guarded, l)
-}
-
-// expel ends the connections, dialled here or accepted by listeners under guard, of processes that are not what they were when they
-// connected.
+// expel ends the connections, dialled here or accepted, of processes that are not what they were when they connected.
 func (r *Router) expel(x *index) {
 	r.mu.Lock()
-	guarded := r.guarded
+	listeners := r.listeners
 	r.mu.Unlock()
 	r.pool.Expel(x.known)
-	for _, l := range guarded {
+	for _, l := range listeners {
 		l.Expel(x.known)
 	}
 }

@@ -26,11 +26,12 @@ func (r *Router) Bucket(ctx context.Context, b wire.BucketID, call *rpc.Call) er
 			r.refresh()
 			sleep(ctx, backoff, next)
 			backoff = min(2*backoff, maxBackoff)
-		case before != nil && errors.Is(err, ctx.Err()):
+		case errors.Is(err, ctx.Err()):
+			if before == nil {
+				return err
+			}
 			// It ended while it waited for an answer: what was in the way says more.
 			return wire.E("route.bucket", ctxKind(ctx.Err()), fmt.Sprint(b), fmt.Errorf("%w; at last: %w", err, before))
-		default:
-			return err
 		}
 		if ctx.Err() != nil {
 			return wire.E("route.bucket", ctxKind(ctx.Err()), fmt.Sprint(b), fmt.Errorf("%w; at last: %w", ctx.Err(), err))
@@ -54,7 +55,7 @@ func (r *Router) BucketOnce(ctx context.Context, b wire.BucketID, call *rpc.Call
 	if owner.Proc == 0 || p == nil {
 		return nil, wire.Errorf(op, wire.KindUnavailable, fmt.Sprint(b), "the bucket has no owner in map %d", x.m.Generation)
 	}
-	conn, err = r.connect(ctx, p, bucketDialTimeout)
+	conn, err = r.connect(ctx, x, p, bucketDialTimeout)
 	if err != nil {
 		return nil, err
 	}
@@ -62,11 +63,11 @@ func (r *Router) BucketOnce(ctx context.Context, b wire.BucketID, call *rpc.Call
 	return conn, conn.Do(ctx, call)
 }
 
-// connect gives a connection to a process.
-func (r *Router) connect(ctx context.Context, p *wire.ProcInfo, timeout time.Duration) (*rpc.Conn, error) {
+// connect gives a connection to a process of a map.
+func (r *Router) connect(ctx context.Context, x *index, p *wire.ProcInfo, timeout time.Duration) (*rpc.Conn, error) {
 	dctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	conn, err := r.pool.Get(dctx, p.Addrs)
+	conn, err := r.pool.Get(dctx, x.reach[p.ID])
 	if err == nil {
 		err = expect(conn, p.Role, p.ID)
 	}
@@ -90,11 +91,11 @@ func (r *Router) connect(ctx context.Context, p *wire.ProcInfo, timeout time.Dur
 // KindUnavailable quickly.
 func (r *Router) Drive(ctx context.Context, d wire.DriveID, call *rpc.Call) error {
 	const op = "route.drive"
-	p, err := r.driveProc(d)
+	x, p, err := r.driveProc(d)
 	if err != nil {
 		return err
 	}
-	conn, err := r.connect(ctx, p, driveDialTimeout)
+	conn, err := r.connect(ctx, x, p, driveDialTimeout)
 	if err != nil {
 		if ctx.Err() == nil {
 			r.markAway(p.ID)
@@ -109,23 +110,23 @@ func (r *Router) Drive(ctx context.Context, d wire.DriveID, call *rpc.Call) erro
 	return err
 }
 
-// driveProc finds the process of a drive that is worth asking.
-func (r *Router) driveProc(d wire.DriveID) (*wire.ProcInfo, error) {
+// driveProc finds the process of a drive that is worth asking, in the newest map.
+func (r *Router) driveProc(d wire.DriveID) (*index, *wire.ProcInfo, error) {
 	const op = "route.drive"
 	x := r.index.Load()
 	if x == nil {
-		return nil, wire.Errorf(op, wire.KindUnavailable, fmt.Sprint(d), "there is no cluster map yet")
+		return nil, nil, wire.Errorf(op, wire.KindUnavailable, fmt.Sprint(d), "there is no cluster map yet")
 	}
 	di := x.drives[d]
 	if di == nil {
-		return nil, wire.Errorf(op, wire.KindUnavailable, fmt.Sprint(d), "the drive is not in map %d", x.m.Generation)
+		return nil, nil, wire.Errorf(op, wire.KindUnavailable, fmt.Sprint(d), "the drive is not in map %d", x.m.Generation)
 	}
 	if di.State != wire.DriveUp {
-		return nil, wire.Errorf(op, wire.KindUnavailable, fmt.Sprint(d), "the drive is %s in map %d", di.State, x.m.Generation)
+		return nil, nil, wire.Errorf(op, wire.KindUnavailable, fmt.Sprint(d), "the drive is %s in map %d", di.State, x.m.Generation)
 	}
 	p := x.procs[di.Proc]
 	if p == nil {
-		return nil, wire.Errorf(op, wire.KindUnavailable, fmt.Sprint(d), "the drive has no process in map %d", x.m.Generation)
+		return nil, nil, wire.Errorf(op, wire.KindUnavailable, fmt.Sprint(d), "the drive has no process in map %d", x.m.Generation)
 	}
 	r.mu.Lock()
 	until, away := r.away[p.ID]
@@ -135,9 +136,9 @@ func (r *Router) driveProc(d wire.DriveID) (*wire.ProcInfo, error) {
 	}
 	r.mu.Unlock()
 	if away {
-		return nil, wire.Errorf(op, wire.KindUnavailable, fmt.Sprint(d), "its process %s was not reachable a moment ago", p.Name)
+		return nil, nil, wire.Errorf(op, wire.KindUnavailable, fmt.Sprint(d), "its process %s was not reachable a moment ago", p.Name)
 	}
-	return p, nil
+	return x, p, nil
 }
 
 // markAway remembers for a short time that a process does not answer.
@@ -150,6 +151,6 @@ func (r *Router) markAway(id wire.ProcID) {
 
 // DriveUp reports whether the drive is worth asking: up in the map, and not found unreachable in the last moments.
 func (r *Router) DriveUp(d wire.DriveID) bool {
-	_, err := r.driveProc(d)
+	_, _, err := r.driveProc(d)
 	return err == nil
 }

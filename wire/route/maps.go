@@ -13,16 +13,27 @@ import (
 // index finds things in a map without walking it. Immutable.
 type index struct {
 	m      *wire.ClusterMap
+	own    wire.ServerID // of this process; 0: not known
 	procs  map[wire.ProcID]*wire.ProcInfo
+	reach  map[wire.ProcID][]string // where to ask each process, best first
 	drives map[wire.DriveID]*wire.DriveInfo
 
 	sessions map[wire.ProcID]bool // processes that have one
 }
 
-func newIndex(m *wire.ClusterMap) *index {
-	x := &index{m: m, procs: map[wire.ProcID]*wire.ProcInfo{}, drives: map[wire.DriveID]*wire.DriveInfo{}, sessions: map[wire.ProcID]bool{}}
+func newIndex(c *Config, m *wire.ClusterMap) *index {
+	x := &index{
+		m: m, own: c.Server, procs: map[wire.ProcID]*wire.ProcInfo{}, reach: map[wire.ProcID][]string{}, drives: map[wire.DriveID]*wire.DriveInfo{},
+		sessions: map[wire.ProcID]bool{},
+	}
 	for i := range m.Processes {
 		x.procs[m.Processes[i].ID] = &m.Processes[i]
+	}
+	if p := x.procs[c.Self.Proc]; x.own == 0 && p != nil {
+		x.own = p.Server
+	}
+	for id, p := range x.procs {
+		x.reach[id] = reach(c.Wire, x.own, p)
 	}
 	for i := range m.Drives {
 		x.drives[m.Drives[i].ID] = &m.Drives[i]
@@ -56,7 +67,7 @@ func (r *Router) SetMap(m *wire.ClusterMap) {
 	if m == nil || m.Generation <= r.generation() {
 		return
 	}
-	now := newIndex(m)
+	now := newIndex(&r.c, m)
 	old := r.index.Swap(now)
 	if old != nil {
 		r.dropGone(old, now)
@@ -86,13 +97,13 @@ func (r *Router) dropGone(old, now *index) {
 		if p.Role != wire.RoleCompute || p.State == wire.ProcDown {
 			continue
 		}
-		if n := now.procs[id]; n != nil && n.State != wire.ProcDown && slices.Equal(n.Addrs, p.Addrs) {
+		if n := now.procs[id]; n != nil && n.State != wire.ProcDown && slices.Equal(now.reach[id], old.reach[id]) {
 			continue
 		}
 		if used == nil {
-			used = now.addrs()
+			used = now.inUse()
 		}
-		for _, a := range p.Addrs {
+		for _, a := range old.reach[id] {
 			if !used[a] {
 				r.pool.Drop(a)
 			}
@@ -100,12 +111,12 @@ func (r *Router) dropGone(old, now *index) {
 	}
 }
 
-// addrs gives the addresses of all processes that are not down.
-func (x *index) addrs() map[string]bool {
+// inUse gives the addresses of all processes that are not down.
+func (x *index) inUse() map[string]bool {
 	out := map[string]bool{}
-	for _, p := range x.procs {
+	for id, p := range x.procs {
 		if p.State != wire.ProcDown {
-			for _, a := range p.Addrs {
+			for _, a := range x.reach[id] {
 				out[a] = true
 			}
 		}

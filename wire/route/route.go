@@ -15,8 +15,12 @@ import (
 
 // Config configures a Router.
 type Config struct {
-	Self    rpc.Self
-	Mgmt    string      // address of the local mgmt
+	Self rpc.Self
+	Mgmt string // address of the local mgmt
+	// Wire says how to speak with processes of this server.
+	Wire Wire
+	// Server is this process's server, where the map does not tell because it does not name the process (mgmt); 0 else.
+	Server  wire.ServerID
 	Arena   *wire.Arena // where data of answers lands
 	Handler rpc.Handler // for requests that come back on connections made here (recalls); may be nil
 	// OnMap is called for every new map, in order, from one goroutine at a time; may be nil.
@@ -25,14 +29,10 @@ type Config struct {
 	OnClose func(c *rpc.Conn, err error)
 	// Identity is what this process proves itself with (see rpc.Options); nil in tests. Whom it connects to must then be in the map.
 	Identity *identity.Identity
-	// TLS encrypts connections over TCP.
+	// TLS encrypts connections over TCP, those made and those taken.
 	TLS bool
 	// Net is the network of "mem:" addresses; nil where none is used.
 	Net *rpc.Mem
-	// Shm lets data pass by reference on connections made here; see rpc.Options.
-	Shm bool
-	// SameServer says whether a process is on this server, so that data may pass by reference; nil is any with a unix address.
-	SameServer func(p wire.ProcID) bool
 	// Capture is as in rpc.Options.
 	Capture *capture.Tap
 	// Log gets events; nil is slog.Default().
@@ -50,33 +50,31 @@ type Router struct {
 
 	setMu sync.Mutex // orders SetMap and OnMap
 
-	mu      sync.Mutex
-	changed chan struct{} // closed at every new map, and made anew
-	away    map[wire.ProcID]time.Time
-	guarded []*rpc.Listener // only grows
+	mu        sync.Mutex
+	changed   chan struct{} // closed at every new map, and made anew
+	away      map[wire.ProcID]time.Time
+	listeners []*rpc.Listener // only grows
 }
 
 // New makes a Router without a map; Run it.
 func New(c Config) *Router {
 	r := &Router{c: c, kick: make(chan struct{}, 1), changed: make(chan struct{}), away: map[wire.ProcID]time.Time{}}
-	r.pool = rpc.NewPool(rpc.Options{
-		Self: c.Self, Arena: c.Arena, Handler: c.Handler, OnClose: c.OnClose, Net: c.Net, Log: c.Log, Capture: c.Capture,
-		Identity: c.Identity, Admit: r.Admit, TLS: c.TLS,
-		Generation: r.generation, OnGeneration: func(wire.Generation) { r.refresh() },
-		Shm: c.Shm, ShmWith: c.shmWith(),
-	})
+	o := r.options()
+	o.Handler, o.OnClose = c.Handler, c.OnClose
+	r.pool = rpc.NewPool(o)
 	return r
 }
 
-// shmWith makes rpc.Options.ShmWith.
-func (c *Config) shmWith() func(rpc.Self) bool {
-	if c.SameServer == nil {
-		return nil
+// options gives what all connections of the process have in common, made or taken.
+func (r *Router) options() rpc.Options {
+	return rpc.Options{
+		Self: r.c.Self, Arena: r.c.Arena, Net: r.c.Net, Log: r.c.Log,
+		Identity: r.c.Identity, Admit: r.Admit, TLS: r.c.TLS, Capture: r.c.Capture, Shm: r.c.Wire.shm() && r.c.Arena != nil, ShmWith: r.SameServer,
+		Generation: r.generation, OnGeneration: func(wire.Generation) { r.refresh() },
 	}
-	return func(peer rpc.Self) bool { return c.SameServer(peer.Proc) }
 }
 
-// Close closes all connections.
+// Close closes all connections that were made. Those that were taken end with Listener.Serve.
 func (r *Router) Close() { r.pool.Close() }
 
 // Mgmt asks the local mgmt, once.

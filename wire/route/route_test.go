@@ -63,9 +63,11 @@ func checkGoroutines(t *testing.T) {
 	})
 }
 
-// serve runs a process at mem:name until the test ends, or stop is called.
+// serve runs a process at mem:name until the test ends, or stop is called. Its id is the number that the name begins with.
 func (w *town) serve(name string, h rpc.Handler) (stop func()) {
-	o := rpc.Options{Self: rpc.Self{Cluster: cluster, Role: wire.RoleCompute}, Net: w.net.Host(name), Handler: h, AnyCluster: true}
+	var id wire.ProcID
+	_, _ = fmt.Sscanf(name, "%d", &id) // mgmt has none
+	o := rpc.Options{Self: rpc.Self{Cluster: cluster, Role: wire.RoleCompute, Proc: id}, Net: w.net.Host(name), Handler: h, AnyCluster: true}
 	o.Generation = func() wire.Generation { w.mu.Lock(); defer w.mu.Unlock(); return w.m.Generation }
 	l, err := rpc.Listen("mem:"+name, o)
 	if err != nil {

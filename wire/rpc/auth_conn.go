@@ -35,24 +35,10 @@ func expel(conns []*Conn, refuse func(peer Self, key wire.ProcKey) error) {
 // Expel ends the connections whose peers may not connect any more: those for which refuse gives an error. Call it when what Options.Admit
 // goes by has changed. refuse must not wait.
 func (l *Listener) Expel(refuse func(peer Self, key wire.ProcKey) error) {
-	l.mu.Lock()
-	conns := make([]*Conn, 0, len(l.conns))
-	for c := range l.conns {
-		conns = append(conns, c)
-	}
-	l.mu.Unlock()
-	expel(conns, refuse)
+	expel(l.Conns(), refuse)
 }
 
 // Expel is Listener.Expel for the connections that were dialled here.
 func (p *Pool) Expel(refuse func(peer Self, key wire.ProcKey) error) {
-	p.mu.Lock()
-	conns := make([]*Conn, 0, len(p.peers))
-	for _, q := range p.peers {
-		if q.conn != nil {
-			conns = append(conns, q.conn)
-		}
-	}
-	p.mu.Unlock()
-	expel(conns, refuse)
+	expel(p.Conns(), refuse)
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 )
 
 // These benchmarks run both ends in processes of their own, each with one scheduler processor on a core of its own, over a unix socket:
@@ -49,7 +50,7 @@ func TestPairServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &pairServer{data: map[uint32]wire.Data{}}
-	buf, err := arena.Alloc(context.Background(), 128<<10)
+	buf, err := arena.Alloc(context.Background(), 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,6 +58,10 @@ func TestPairServer(t *testing.T) {
 		s.data[uint32(load.in)] = buf.Data(load.in)
 	}
 	o := Options{Self: Self{Cluster: testCluster, Role: wire.RoleDrive, Proc: 2}, Arena: arena, Handler: s.handle}
+	mode, o.Shm = strings.CutPrefix(mode, "shm-")
+	if strings.HasPrefix(addr, schemeTCP+":") {
+		o.Identity, o.TLS = pairIdentity(t, "server"), os.Getenv(pairTLS) != ""
+	}
 	if err := s.options(&o, mode); err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +74,7 @@ func TestPairServer(t *testing.T) {
 		_, _ = io.Copy(io.Discard, os.Stdin) // it ends with the benchmark
 		cancel()
 	}()
-	fmt.Println("ready")
+	fmt.Println("ready", l.Addr())
 	if err := l.Serve(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +184,7 @@ func pairBare(t *testing.T, addr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Println("ready")
+	fmt.Println("ready", addr)
 	c, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
@@ -213,17 +218,17 @@ func onCPU(cpu int) error {
 }
 
 // startPair starts the answering side on the second core and moves this process to the first.
-func startPair(b *testing.B, mode string) (addr string) {
+func startPair(b *testing.B, mode, addr string, env ...string) string {
 	var old unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &old); err != nil || runtime.NumCPU() < 2 {
 		b.Skip("needs two cores")
 	}
-	addr = "unix:" + b.TempDir() + "/s"
 	if err := onCPU(1); err != nil {
 		b.Skip(err)
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestPairServer$", "-test.timeout=0")
 	cmd.Env = append(os.Environ(), pairEnv+"="+mode+" "+addr, "GOMAXPROCS=1")
+	cmd.Env = append(cmd.Env, env...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		b.Fatal(err)
@@ -239,7 +244,9 @@ func startPair(b *testing.B, mode string) (addr string) {
 		_ = in.Close()
 		_ = cmd.Wait()
 	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+	line, err := bufio.NewReader(out).ReadString('\n')
+	addr, ok := strings.CutPrefix(strings.TrimSpace(line), "ready ")
+	if !ok {
 		b.Fatalf("the answering side said %q: %v", line, err)
 	}
 	procs := runtime.GOMAXPROCS(1)
@@ -269,29 +276,76 @@ var pairLoads = []pairLoad{
 	{name: "read4K", in: 4 << 10},
 	{name: "read16K", in: 16 << 10},
 	{name: "read128K", in: 128 << 10},
+	{name: "read1M", in: 1 << 20},
 	{name: "write4K", out: 4 << 10},
 	{name: "write16K", out: 16 << 10},
 	{name: "write128K", out: 128 << 10},
+	{name: "write1M", out: 1 << 20},
 }
 
-// BenchmarkPair measures the loads against each way of answering.
+// BenchmarkPair measures the loads against each way of answering, and with data by reference. Nobody looks at the data: what is measured
+// is handing it over.
 func BenchmarkPair(b *testing.B) {
-	for _, mode := range []string{"handler", "within", "later"} {
+	for _, mode := range []string{"handler", "within", "later", "shm-handler", "shm-within"} {
 		for _, load := range pairLoads {
 			for _, depth := range []int{1, 32} {
-				b.Run(fmt.Sprintf("%s/%s/depth%d", load.name, mode, depth), func(b *testing.B) { benchPair(b, mode, load, depth) })
+				b.Run(fmt.Sprintf("%s/%s/depth%d", load.name, mode, depth), func(b *testing.B) {
+					addr := startPair(b, mode, "unix:"+b.TempDir()+"/s")
+					benchPair(b, addr, Options{Shm: strings.HasPrefix(mode, "shm-")}, load, depth)
+				})
 			}
 		}
 	}
 }
 
-func benchPair(b *testing.B, mode string, load pairLoad, depth int) {
-	addr := startPair(b, mode)
+// BenchmarkPairTCP measures what encryption costs: some of the loads, and 1 MiB, over TCP with and without.
+func BenchmarkPairTCP(b *testing.B) {
+	for _, how := range []string{"tcp", "tcp+tls"} {
+		for _, load := range []pairLoad{{name: "empty"}, {name: "read4K", in: 4 << 10}, {name: "read128K", in: 128 << 10}, {name: "write1M", out: 1 << 20}} {
+			for _, depth := range []int{1, 32} {
+				b.Run(fmt.Sprintf("%s/%s/depth%d", load.name, how, depth), func(b *testing.B) {
+					b.SetBytes(int64(load.in + load.out))
+					dir := b.TempDir()
+					ca := testCA(b)
+					for name, s := range map[string]Self{"server": {Role: wire.RoleDrive, Proc: 2}, "client": {Role: wire.RoleCompute, Proc: 3}} {
+						if err := testIdentity(b, ca, s).Write(dir + "/" + name); err != nil {
+							b.Fatal(err)
+						}
+					}
+					b.Setenv(pairIDs, dir)
+					tls := ""
+					if how == TransportTLS {
+						tls = "1"
+					}
+					addr := startPair(b, "handler", "tcp:127.0.0.1:0", pairTLS+"="+tls)
+					benchPair(b, addr, Options{Identity: pairIdentity(b, "client"), TLS: tls != ""}, load, depth)
+				})
+			}
+		}
+	}
+}
+
+// pairIDs tells a process where the identities are; pairTLS, that it encrypts.
+const (
+	pairIDs = "CRAKE_RPC_IDS"
+	pairTLS = "CRAKE_RPC_TLS"
+)
+
+func pairIdentity(t testing.TB, name string) *identity.Identity {
+	id, err := identity.Load(os.Getenv(pairIDs) + "/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func benchPair(b *testing.B, addr string, o Options, load pairLoad, depth int) {
 	arena, err := wire.NewArena(256 << 20)
 	if err != nil {
 		b.Fatal(err)
 	}
-	c, err := Dial(context.Background(), addr, Options{Self: Self{Cluster: testCluster, Role: wire.RoleCompute, Proc: 3}, Arena: arena})
+	o.Self, o.Arena = Self{Cluster: testCluster, Role: wire.RoleCompute, Proc: 3}, arena
+	c, err := Dial(context.Background(), addr, o)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -355,7 +409,7 @@ func benchPair(b *testing.B, mode string, load pairLoad, depth int) {
 
 // BenchmarkPairBare is the same bytes as a 4 KiB read at depth 1 with nothing of ours.
 func BenchmarkPairBare(b *testing.B) {
-	addr := startPair(b, "bare")
+	addr := startPair(b, "bare", "unix:"+b.TempDir()+"/s")
 	c, err := net.DialTimeout("unix", strings.TrimPrefix(addr, "unix:"), time.Second)
 	if err != nil {
 		b.Fatal(err)

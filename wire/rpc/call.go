@@ -125,20 +125,21 @@ func (c *Conn) ask(p *pending, left time.Duration) (id uint64, err error) {
 	h.Method, h.Epoch, h.Trace = call.Method, call.Epoch, call.Trace
 	h.DeadlineMs = uint32(min(max(left.Milliseconds(), 1), 1<<32-1))
 	f := outFrame{head: newHeadBuf(), data: call.Data, id: id, req: true}
-	if err := f.encode(&h, call.Req); err != nil {
+	if err := c.encode(&f, &h, call.Req); err != nil {
 		f.head.free()
 		c.mu.Lock()
 		delete(c.calls, id)
 		c.mu.Unlock()
 		return 0, err
 	}
-	f.data.Retain()
+	f.data.Retain()      // nil where it is lent: the loan has its own
 	c.w.send(f, company) // when it refuses, fail ends the call
 	return id, nil
 }
 
-// encode writes header and meta of the frame.
-func (f *outFrame) encode(h *wire.Header, m wire.Message) error {
+// encode writes header and meta of a frame of the connection. Where it can, it lends the data: then f has none any more, and the caller
+// releases it if it was to go with the frame.
+func (c *Conn) encode(f *outFrame, h *wire.Header, m wire.Message) error {
 	if m != nil {
 		f.head.b = m.Append(f.head.b)
 	}
@@ -146,7 +147,18 @@ func (f *outFrame) encode(h *wire.Header, m wire.Message) error {
 	if len(meta) > wire.MaxMetaBytes {
 		return wire.Errorf("rpc.encode", wire.KindOverLimit, "", "%d bytes of meta, limit %d", len(meta), wire.MaxMetaBytes)
 	}
-	h.MetaBytes, h.DataBytes = uint32(len(meta)), uint32(f.data.Len())
+	n := f.data.Len()
+	if c.shm != nil && n > 0 {
+		id := requestLoan(h.ID)
+		if h.Kind == wire.FrameResponse {
+			id = responseLoan(h.ID)
+		}
+		if refs := c.shm.lend.lend(id, f.data, f.head); refs > 0 {
+			h.Flags, h.Refs, f.data = h.Flags|wire.FlagReferences, uint16(refs), nil
+			meta = f.head.b[wire.HeaderBytes:]
+		}
+	}
+	h.MetaBytes, h.DataBytes = uint32(len(meta)), uint32(n)
 	h.Encode(f.head.b[:wire.HeaderBytes], meta)
 	return nil
 }
@@ -193,11 +205,14 @@ func (c *Conn) abandon(id uint64, p *pending) {
 		delete(c.calls, id)
 		c.mu.Unlock()
 		c.out.release(p.bytes)
+		if c.shm != nil {
+			c.shm.lend.returned(requestLoan(id))
+		}
 		return
 	}
 	h := c.header(wire.FrameCancel, id)
 	f := outFrame{head: newHeadBuf()}
-	_ = f.encode(&h, nil) // no meta, so within the limit
+	_ = c.encode(&f, &h, nil) // no meta, so within the limit
 	c.w.send(f, false)
 }
 

@@ -305,15 +305,18 @@ func TestArenaExhausted(t *testing.T) {
 				}
 				hold = append(hold, got...)
 			}
-			err := c.Do(t.Context(), &Call{Method: mEcho, Data: d})
-			if wire.KindOf(err) != wire.KindUnavailable {
+			call := Call{Method: mEcho, Data: d}
+			err := c.Do(t.Context(), &call)
+			if c.Transport() == TransportShm && err == nil {
+				call.RespData.Release() // data that does not land needs no room
+			} else if wire.KindOf(err) != wire.KindUnavailable {
 				t.Error(err)
 			}
 			if err := c.Do(t.Context(), &Call{Method: mEcho}); err != nil {
 				t.Error("afterwards:", err)
 			}
 			hold.Release()
-			call := Call{Method: mEcho, Data: d}
+			call = Call{Method: mEcho, Data: d}
 			if err := c.Do(t.Context(), &call); err != nil || !bytes.Equal(flat(call.RespData), flat(d)) {
 				t.Error("afterwards:", err)
 			}

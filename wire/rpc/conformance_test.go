@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 )
 
 var testCluster = wire.ClusterID{1, 2, 3}
@@ -40,12 +41,35 @@ func newWorld(t testing.TB, name string) *world {
 	return w
 }
 
+// prove gives both sides identities.
+func (w *world) prove() {
+	ca := testCA(w.t)
+	w.server.Identity, w.client.Identity = testIdentity(w.t, ca, w.server.Self), testIdentity(w.t, ca, w.client.Self)
+}
+
+func testCA(t testing.TB) *identity.CA {
+	ca, err := identity.NewCA(testCluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca
+}
+
+func testIdentity(t testing.TB, ca *identity.CA, s Self) *identity.Identity {
+	id, err := ca.Issue(s.Role, s.Proc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
 func testArena(t testing.TB, size int) *wire.Arena {
 	a, err := wire.NewArena(size, wire.ArenaDebug())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		eventually(t, "what is lent to come back", func() bool { return a.Stats().Lent == 0 })
 		if err := a.Close(); err != nil {
 			t.Error(err)
 		}
@@ -61,7 +85,7 @@ func checkGoroutines(t testing.TB) {
 			stacks := string(buf[:runtime.Stack(buf, true)])
 			left := ""
 			for _, g := range strings.Split(stacks, "\n\n")[1:] {
-				if strings.Contains(g, "wire/rpc.") && !strings.Contains(g, "testing.tRunner") && !strings.Contains(g, "testing.(*B)") {
+				if strings.Contains(g, "wire/rpc.") && !strings.Contains(g, "testing.tRunner") && !strings.Contains(g, "testing.(*B)") && !strings.Contains(g, "testing.(*F)") {
 					left += g + "\n\n"
 				}
 			}

@@ -12,6 +12,15 @@ type transport struct {
 var transports = []transport{
 	{"unix", func(t testing.TB, w *world) { w.addr = "unix:" + t.TempDir() + "/s" }},
 	{"tcp", func(_ testing.TB, w *world) { w.addr = "tcp:127.0.0.1:0" }},
+	{"tcp+tls", func(_ testing.TB, w *world) {
+		w.addr = "tcp:127.0.0.1:0"
+		w.prove()
+		w.server.TLS, w.client.TLS = true, true
+	}},
+	{"shm", func(t testing.TB, w *world) {
+		w.addr = "unix:" + t.TempDir() + "/s"
+		w.server.Shm, w.client.Shm = true, true
+	}},
 	{"mem", func(_ testing.TB, w *world) {
 		m := NewMem()
 		w.addr, w.server.Net, w.client.Net = "mem:s", m.Host("server"), m.Host("client")

@@ -18,11 +18,13 @@ var errDone = errors.New("connection ended")
 
 // Conn is an authenticated connection to one peer. All methods are safe for concurrent use.
 //
-// Goroutines: one reads (read), one writes what callers could not write at once (writer.run), one looks for stalls (watch); one
-// for each handler. All end when the connection does, which finish waits for.
+// Goroutines: one reads (read), one writes what callers could not write at once (writer.run), one looks for stalls (watch), one takes packets
+// from the descriptor channel, if there is one (shm.run); one for each handler. All end when the connection does, which finish waits for.
 //
 // Lock order: none of mu, serveMu, window.mu and writer.mu is taken while another is held, but that writer.mu and serveMu may be held
-// when Bufs are released, and reqContext.mu is taken under serveMu.
+// when Bufs are released, and reqContext.mu is taken under serveMu. Releasing a Buf that is borrowed takes, one at a time, releases.mu of the
+// connection that it came from, and, if that has ended, lender.mu of those that it was passed on to; borrower.mu is before Loans.mu. All of
+// these are leaves: under none of them is a Buf released, or anything sent but a packet on a channel, which does not wait.
 type Conn struct {
 	// immutable
 	o       Options
@@ -35,6 +37,7 @@ type Conn struct {
 	tap     *capture.Conn
 	own     *hello
 	log     *slog.Logger
+	shm     *shm // nil: data goes through the stream
 
 	done     chan struct{} // closed when the connection has ended
 	finished chan struct{} // closed after OnClose
@@ -81,6 +84,10 @@ func newConn(s stream, o Options, own, peer *hello, version uint16) *Conn {
 		c.w.tap = c.tap
 	}
 	var wg sync.WaitGroup
+	if k := socketOf(s); k != nil && k.ch != nil {
+		c.shm = newShm(c, k.ch)
+		wg.Go(func() { c.fail(c.shm.run()) })
+	}
 	wg.Go(func() { c.fail(c.read()) })
 	wg.Go(func() {
 		if err := c.w.run(c.done); err != nil {
@@ -130,6 +137,9 @@ func (c *Conn) fail(err error) {
 	c.mu.Unlock()
 	close(c.done)
 	_ = c.s.close()
+	if c.shm != nil {
+		c.shm.ch.close()
+	}
 	c.cancel()
 	c.w.stop()
 	for _, p := range calls {
@@ -146,6 +156,9 @@ func (c *Conn) lost() error {
 func (c *Conn) finish(wg *sync.WaitGroup) {
 	wg.Wait()
 	c.stopServing()
+	if c.shm != nil {
+		c.shm.close()
+	}
 	err := c.Err()
 	if k := wire.KindOf(err); k != wire.KindConnLost && k != wire.KindShutdown {
 		c.log.Warn("peer dropped", "peer", c.s.name(), "role", c.peer.Role.String(), "proc", uint32(c.peer.Proc), "err", err)

@@ -69,7 +69,11 @@ func dialled(ctx context.Context, s stream, addr string, o Options) (*Conn, erro
 	if err == nil {
 		own, peer, version, err = greet(ctx, s, &o, true, nil)
 	}
+	if err == nil {
+		err = openChannel(s, own, peer, true)
+	}
 	if !stop() {
+		closeChannel(s)
 		return nil, wire.E("rpc.handshake", wire.KindTimeout, inner.name(), errors.Join(ctx.Err(), err))
 	}
 	if err != nil {

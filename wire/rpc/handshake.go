@@ -163,6 +163,7 @@ func ownHello(o *Options) *hello {
 // listening side asks room last.
 func shake(s stream, o *Options, dialled bool, room func() error) (own, peer *hello, version uint16, err error) {
 	own = ownHello(o)
+	own.features |= shmFeature(s, o)
 	own.raw = string(own.encode())
 	if dialled {
 		if err := writeFull(s, []byte(own.raw)); err != nil {

@@ -28,6 +28,9 @@ func frame(h wire.Header, meta, data []byte) []byte {
 func (w *world) bare() stream {
 	o := w.client
 	s, err := dialStream(context.Background(), w.addr, &o)
+	if err == nil && o.TLS {
+		s, err = tlsOver(context.Background(), s, &o, true)
+	}
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -39,7 +42,8 @@ func (w *world) bare() stream {
 func (w *world) raw() stream {
 	s := w.bare()
 	o := w.client
-	if _, _, _, err := shake(s, &o, true, nil); err != nil {
+	o.Shm = false
+	if _, _, _, err := greet(context.Background(), s, &o, true, nil); err != nil {
 		w.t.Fatal(err)
 	}
 	return s
@@ -436,7 +440,10 @@ func fixSums(b []byte) []byte {
 	for p := b; len(p) >= wire.HeaderBytes; {
 		binary.LittleEndian.PutUint32(p, wire.HeaderMagic)
 		h, err := wire.DecodeHeader(p)
-		n := wire.HeaderBytes + int(h.MetaBytes) + int(h.DataBytes)
+		n := wire.HeaderBytes + int(h.MetaBytes)
+		if h.Flags&wire.FlagReferences == 0 {
+			n += int(h.DataBytes)
+		}
 		if err != nil || n > len(p) {
 			break
 		}

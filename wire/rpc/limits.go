@@ -90,6 +90,21 @@ const (
 	landingWait = time.Second
 	// directRounds bounds the batches that a calling goroutine writes for others before the writer takes over.
 	directRounds = 4
+	// maxArenas bounds the arenas of one peer, its own and those that it passes on, that are mapped on one connection: two descriptors
+	// each. Of more, data comes through the socket.
+	maxArenas = 64
+	// maxMappedBytes bounds the memory that is mapped of one peer: with maxConns of them half of the address space is left.
+	maxMappedBytes = 64 << 30
+	// maxReferences bounds the references of one frame: 8 MiB in runs of 16 KiB. Data in more parts goes through the socket.
+	maxReferences = 512
+	// lendShare is the part of an arena that may be lent to one peer: one in so many. What goes beyond goes through the socket.
+	lendShare = 4
+	// releaseCount, releaseBytes and releaseDelay bound what the releases that wait for a frame to ride with keep from the lender.
+	releaseCount = 64
+	releaseBytes = 256 << 10
+	releaseDelay = 2 * time.Millisecond
+	// maxReleases bounds the releases of one frame, which must fit into the read buffer of the peer.
+	maxReleases = 4096
 	// memPipeBytes bounds what is under way in one direction of a "mem" connection.
 	memPipeBytes = 1 << 20
 )

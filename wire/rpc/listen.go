@@ -156,9 +156,13 @@ func (l *Listener) serve(ctx context.Context, s stream) {
 	if err == nil {
 		own, peer, version, err = greet(ctx, s, &l.o, false, l.full)
 	}
+	if err == nil {
+		err = openChannel(s, own, peer, false)
+	}
 	ok := l.shaken(inner)
 	if err != nil || !ok {
 		_ = inner.close()
+		closeChannel(inner)
 		if ok {
 			l.o.logger().Warn("handshake failed", "addr", l.Addr(), "peer", inner.name(), "err", err)
 		}

@@ -193,6 +193,10 @@ func (rd *reader) frame() error {
 	case wire.FrameCancel:
 		rd.c.cancelled(h.ID)
 	case wire.FrameCredit: // reserved: the windows of version 1 are fixed
+	case wire.FrameRelease:
+		if err := rd.c.released(b[wire.HeaderBytes:]); err != nil {
+			return err
+		}
 	}
 	if h.DataBytes != 0 {
 		return wire.Errorf("rpc.read", wire.KindBadFrame, rd.c.s.name(), "data in a frame of kind %d", h.Kind)
@@ -211,9 +215,23 @@ func (rd *reader) response(h *wire.Header, meta []byte) error {
 		return errDone
 	}
 	c.out.release(p.bytes)
-	if h.DataBytes == 0 {
+	if err := rd.requestReturned(h); err != nil {
+		p.finish(c.lostBecause(err))
+		return err
+	}
+	if h.DataBytes == 0 && !c.byReference(h) {
 		rd.far = readBufferBytes
 		p.deliver(h, meta, nil, nil)
+		return nil
+	}
+	if c.byReference(h) {
+		rd.far = readBufferBytes
+		meta, loan, err := c.shm.borrow.take(h, meta)
+		if err != nil {
+			p.finish(c.lostBecause(err))
+			return err
+		}
+		p.deliver(h, meta, loan.Data(), nil)
 		return nil
 	}
 	if p.state.Load() == callAbandoned {
@@ -230,6 +248,20 @@ func (rd *reader) response(h *wire.Header, meta []byte) error {
 	c.tap.Data(false, data)
 	p.deliver(h, keep.b, data, lack)
 	return nil
+}
+
+// byReference says that a frame's data is not on the stream. A flag that was not agreed upon means nothing.
+func (c *Conn) byReference(h *wire.Header) bool {
+	return c.shm != nil && h.Flags&wire.FlagReferences != 0
+}
+
+// requestReturned ends the loan of a request's data if the response to it gives it back.
+func (rd *reader) requestReturned(h *wire.Header) error {
+	c := rd.c
+	if c.shm == nil || h.Flags&wire.FlagDataReturned == 0 || c.shm.lend.returned(requestLoan(h.ID)) {
+		return nil
+	}
+	return wire.Errorf("rpc.read", wire.KindBadFrame, c.s.name(), "the answer to request %d gives data back that is not lent", h.ID)
 }
 
 // land reads a data section. lack tells why there was no room for it (it is thrown away then); err ends the connection.
@@ -294,13 +326,22 @@ func (rd *reader) request(h wire.Header) error {
 		return rd.refuse(r, lack)
 	}
 	rd.c.sawGeneration(h.Generation)
-	if h.DataBytes == 0 {
+	if h.DataBytes == 0 && !rd.c.byReference(&h) {
 		rd.far = readBufferBytes
 		return rd.offer(r)
 	}
 	if err := rd.c.checkWindow(int(h.DataBytes)); err != nil {
 		r.free()
 		return err
+	}
+	if rd.c.byReference(&h) {
+		rd.far = readBufferBytes
+		if r.req.Meta, r.loan, err = rd.c.shm.borrow.take(&h, r.req.Meta); err != nil {
+			r.free()
+			return err
+		}
+		r.req.Data = r.loan.Data()
+		return rd.offer(r)
 	}
 	data, lack, err := rd.land(int(h.DataBytes), wire.UseRequest)
 	if err != nil {
@@ -318,7 +359,7 @@ func (rd *reader) request(h wire.Header) error {
 
 // refuse answers a request for which there was no room; it had no effect.
 func (rd *reader) refuse(r *served, lack error) error {
-	rd.c.w.send(rd.c.encodeAnswer(&r.req.Header, nil, nil, lack), false)
+	rd.c.w.send(rd.c.encodeAnswer(r, nil, nil, lack), false)
 	return nil
 }
 
@@ -334,7 +375,11 @@ func (rd *reader) requestMeta(r *served) (lack, err error) {
 	} else {
 		buf, lack := rd.bigMeta(total, wire.UseRequest)
 		if lack != nil {
-			return lack, rd.discard(total + int(h.DataBytes))
+			n := int(h.DataBytes)
+			if r.gave = rd.c.byReference(h); r.gave {
+				n = 0
+			}
+			return lack, rd.discard(total + n)
 		}
 		r.big, b = buf, buf.Bytes()
 	}
@@ -403,9 +448,17 @@ func (rd *reader) bigResponse(h wire.Header) error {
 
 // failResponse ends the call of a response that was thrown away, and throws its data away too.
 func (rd *reader) failResponse(h *wire.Header, lack error) error {
+	err := rd.requestReturned(h)
 	if p, ok := rd.c.answered(h.ID); ok && p != nil {
 		rd.c.out.release(p.bytes)
 		p.finish(lack)
+	}
+	if err != nil {
+		return err
+	}
+	if rd.c.byReference(h) {
+		rd.c.shm.back.add(responseLoan(h.ID), int(h.DataBytes))
+		return nil
 	}
 	return rd.discard(int(h.DataBytes))
 }

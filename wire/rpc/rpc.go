@@ -19,7 +19,8 @@ type Self struct {
 }
 
 // Handler answers requests. It runs in a goroutine of its own for each request, at most Options.MaxHandlers at once.
-// ctx ends at the request's deadline, when the asker cancels or when the connection breaks. The handler owns req.Data
+// ctx ends at the request's deadline, when the asker cancels or when the connection breaks; neither it nor req may be used when the
+// handler has returned (what was derived from ctx may). The handler owns req.Data
 // (and must release it) and gives away data. An error that is a *wire.Error travels as it is; any other as KindOther.
 type Handler func(ctx context.Context, req *Request) (resp wire.Message, data wire.Data, err error)
 

@@ -14,7 +14,9 @@ type served struct {
 	ctx   reqContext
 	meta  *headBuf // memory of req.Meta, or nil
 	big   *wire.Buf
-	bytes int // of data, as it arrived
+	bytes int        // of data, as it arrived
+	loan  *wire.Loan // of data that came by reference, until the request is answered; nil: none
+	gave  bool       // such data is given back already: there was no room for the request
 	taken takenState
 }
 
@@ -112,17 +114,25 @@ func (c *Conn) handle(r *served) {
 		default:
 			resp, data, err = c.o.Handler(&r.ctx, &r.req)
 		}
-		r.ctx.end(context.Canceled)
-		// Off the books before the answer leaves: the peer may ask again as soon as it has it.
-		c.serveMu.Lock()
-		delete(c.serving, r.req.Header.ID)
-		c.servedBytes -= r.bytes
-		company := len(c.serving) > 0
-		c.serveMu.Unlock()
-		c.w.send(c.encodeAnswer(&r.req.Header, resp, data, err), company)
-		r.free()
+		f := c.encodeAnswer(r, resp, data, err)
+		c.w.send(f, c.forget(r))
 		r = c.nextRequest(&me)
 	}
+}
+
+// forget takes an answered request off the books: before the answer leaves, because the peer may ask again as soon as it has it. It tells
+// whether others are there. r may be another request when it returns.
+func (c *Conn) forget(r *served) (company bool) {
+	reusable := r.ctx.retire()
+	r.free()
+	c.serveMu.Lock()
+	defer c.serveMu.Unlock()
+	delete(c.serving, r.req.Header.ID)
+	c.servedBytes -= r.bytes
+	if reusable {
+		c.spareServed.put(r)
+	}
+	return len(c.serving) > 0
 }
 
 // nextRequest gives a handler's goroutine its next request, perhaps after waiting idle for it; nil when it must end.
@@ -148,15 +158,21 @@ func (c *Conn) nextRequest(me *worker) *served {
 }
 
 // encodeAnswer makes the response to a request; it owns data.
-func (c *Conn) encodeAnswer(req *wire.Header, resp wire.Message, data wire.Data, err error) outFrame {
+func (c *Conn) encodeAnswer(s *served, resp wire.Message, data wire.Data, err error) outFrame {
 	if err == nil && data.Len() > wire.MaxDataBytes {
 		err = wire.Errorf("rpc.serve", wire.KindOverLimit, "", "answer of %d bytes of data, limit %d", data.Len(), wire.MaxDataBytes)
 	}
+	req := &s.req.Header
 	h := c.header(wire.FrameResponse, req.ID)
 	h.Method, h.Epoch, h.Trace = req.Method, req.Epoch, req.Trace
+	if s.dataReturned() {
+		h.Flags = wire.FlagDataReturned
+	}
 	f := outFrame{head: newHeadBuf(), data: data}
 	if err == nil {
-		err = f.encode(&h, resp)
+		if err = c.encode(&f, &h, resp); err == nil && f.data == nil {
+			data.Release() // the loan has its own references
+		}
 	}
 	if err != nil {
 		f.head.b = f.head.b[:wire.HeaderBytes]
@@ -164,9 +180,16 @@ func (c *Conn) encodeAnswer(req *wire.Header, resp wire.Message, data wire.Data,
 		f.data = nil
 		var body wire.ErrorBody
 		h.Status, body = errorBody(err)
-		_ = f.encode(&h, &body) // errorBody keeps it short
+		_ = c.encode(&f, &h, &body) // errorBody keeps it short
 	}
 	return f
+}
+
+// dataReturned ends the loan of a request's data as far as the answer goes. true: nobody has any of it, so the answer gives it back.
+func (s *served) dataReturned() bool {
+	loan := s.loan
+	s.loan = nil
+	return s.gave || loan != nil && loan.Answered()
 }
 
 // errorBody makes what travels of an error: a *wire.Error as it is, the end of a ctx as KindTimeout or KindInterrupted, any other
@@ -195,6 +218,7 @@ func errorBody(err error) (wire.Kind, wire.ErrorBody) {
 }
 
 func (r *served) free() {
+	r.dataReturned() // of a request that is not answered any more
 	if r.meta != nil {
 		r.meta.free()
 		r.meta = nil
@@ -239,12 +263,9 @@ func (c *Conn) stopServing() {
 
 // newServed makes the books of a request that has arrived now.
 func (c *Conn) newServed(h wire.Header, now time.Time) *served {
-	var r *served
-	if c.o.Start != nil {
-		c.serveMu.Lock()
-		r = c.spareServed.get()
-		c.serveMu.Unlock()
-	}
+	c.serveMu.Lock()
+	r := c.spareServed.get()
+	c.serveMu.Unlock()
 	if r == nil {
 		r = &served{}
 	} else {

@@ -28,10 +28,12 @@ func (c *Conn) Transport() string {
 	if _, ok := s.(*tlsStream); ok {
 		return TransportTLS
 	}
-	k, ok := s.(*sockStream)
+	k := socketOf(c.s)
 	switch {
-	case !ok:
+	case k == nil:
 		return TransportMem
+	case c.shm.on():
+		return TransportShm
 	case k.unix():
 		return TransportUnix
 	}
@@ -40,5 +42,10 @@ func (c *Conn) Transport() string {
 
 // Stats tells what the connection has carried.
 func (c *Conn) Stats() ConnStats {
-	return ConnStats{InlineSentBytes: c.w.txData.Load(), InlineReceivedBytes: c.landed.Load()}
+	st := ConnStats{InlineSentBytes: c.w.txData.Load(), InlineReceivedBytes: c.landed.Load()}
+	if c.shm != nil {
+		st.LentBytes, st.BorrowedBytes = c.shm.lend.sentBytes.Load(), c.shm.borrow.receivedBytes.Load()
+		st.LoansOut, st.LoansOutBytes = c.shm.lend.state()
+	}
+	return st
 }

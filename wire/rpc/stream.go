@@ -33,6 +33,7 @@ type sockStream struct {
 	nc   net.Conn
 	rc   syscall.RawConn
 	peer string
+	ch   *channel // that of the connection, once it is made; nil: it has none
 
 	// owned by the reading goroutine; rfn is made once, so that a read allocates nothing
 	riov []unix.Iovec

@@ -16,7 +16,7 @@ import (
 // together when it lets go (settle), by one system call. It lets go before it reads, waits or yields: what it holds back waits for
 // calls of Start only, and for at most burstRequests of them.
 //
-// The books of a taken request (served) are used again after its answer, unless somebody has looked for the end of its ctx: what
+// The books of a request (served), of Handler's too, are used again after its answer, unless somebody has looked for the end of its ctx: what
 // hangs on that may still be on its way to it. They wait in a ring (spareRing), and the youngest are not taken from it: so a second
 // Answer to a request finds books that are not in use, and panics, rather than those of another request.
 
@@ -39,19 +39,8 @@ func (r *Request) Answer(resp wire.Message, data wire.Data, err error) {
 		panic("rpc: Answer to a request that was answered before or not taken by Start")
 	}
 	c := s.req.Conn
-	f := c.encodeAnswer(&s.req.Header, resp, data, err)
-	reusable := s.ctx.retire()
-	s.free()
-	// Off the books before the answer leaves: the peer may ask again as soon as it has it.
-	c.serveMu.Lock()
-	delete(c.serving, s.req.Header.ID)
-	c.servedBytes -= s.bytes
-	company := len(c.serving) > 0
-	if reusable {
-		c.spareServed.put(s)
-	}
-	c.serveMu.Unlock()
-	c.w.send(f, company)
+	f := c.encodeAnswer(s, resp, data, err)
+	c.w.send(f, c.forget(s))
 	c.handlers.Done()
 }
 

@@ -56,8 +56,10 @@ type writer struct {
 	handed  bool       // it is the writer goroutine
 	gone    bool       // the writer goroutine has returned
 	closed  bool
-	backlog atomic.Int64 // bytes of data that wait
-	onDrain func()       // called when the backlog has fallen below maxBacklogBytes; immutable
+	backlog atomic.Int64  // bytes of data that wait
+	onDrain func()        // called when the backlog has fallen below maxBacklogBytes; immutable
+	riders  *releases     // what rides with other frames; nil: nothing; immutable
+	flush   chan struct{} // capacity 1: what rides should not wait longer
 
 	tap *capture.Conn // immutable once frames are sent
 
@@ -72,7 +74,7 @@ type writer struct {
 }
 
 func newWriter(s stream) *writer {
-	return &writer{s: s, wake: make(chan struct{}, 1)}
+	return &writer{s: s, wake: make(chan struct{}, 1), flush: make(chan struct{}, 1)}
 }
 
 // send queues a frame and, if nobody is writing, writes. It owns f from now on. false: the connection is closed.
@@ -146,6 +148,14 @@ func (w *writer) write() {
 	w.wake <- struct{}{} // never waits: there is one batch
 }
 
+// nudge has the writer goroutine send what rides with other frames. It takes no lock.
+func (w *writer) nudge() {
+	select {
+	case w.flush <- struct{}{}:
+	default:
+	}
+}
+
 // withdraw takes a request back that has not begun to be written.
 func (w *writer) withdraw(id uint64) bool {
 	w.mu.Lock()
@@ -172,6 +182,11 @@ func (w *writer) next() bool {
 		w.busy, w.handed = false, false
 		w.mu.Unlock()
 		return false
+	}
+	if w.riders != nil {
+		if f, ok := w.riders.frame(); ok {
+			w.small = append(w.small, f)
+		}
 	}
 	before := w.backlog.Load()
 	w.parts = w.partsBuf[:0]
@@ -250,6 +265,11 @@ func (w *writer) run(done <-chan struct{}) error {
 		select {
 		case <-done:
 			return nil
+		case <-w.flush:
+			if f, ok := w.riders.frame(); ok {
+				w.send(f, false)
+			}
+			continue
 		case <-w.wake:
 		}
 		runtime.Gosched() // others may have something to send along

@@ -34,8 +34,8 @@ type Options struct {
 	Protection string   // default 4+2
 	Compute    int      // default 2
 	Buckets    int      // default 16
+	Flags      []string // further flags of the first dev up, such as "--wire", "tcp"
 	Parent     string   // directory in which the cluster's directory is made; default /dev/shm
-	Args       []string // further arguments of the first dev up
 }
 
 // Cluster is a running (or stopped) cluster. Not safe for concurrent use, but for Crake, Processes and Kill.
@@ -94,7 +94,7 @@ func (c *Cluster) UpArgs() []string {
 	add("--protection", o.Protection, o.Protection == "")
 	add("--compute", o.Compute, o.Compute == 0)
 	add("--buckets", o.Buckets, o.Buckets == 0)
-	return append(args, o.Args...)
+	return append(args, o.Flags...)
 }
 
 // Up runs dev up: the first time with all flags, later with the directory and the mount point only.

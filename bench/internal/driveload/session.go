@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/identity"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -19,6 +20,8 @@ type Config struct {
 	ReadBytes int64 // of strips to read; Prepare puts them
 	// WriteBytes bounds what write jobs have on the drive at once, beside ReadBytes; older strips are deleted for newer ones.
 	WriteBytes int64
+	// Identity proves to the drive who asks; nil where it asks no proof.
+	Identity *identity.Identity
 	// Echo: the peer answers from memory with arbitrary bytes, so nothing is compared.
 	Echo bool
 }
@@ -51,7 +54,7 @@ func Dial(ctx context.Context, cfg Config) (*Session, error) {
 	s := &Session{cfg: cfg, arena: arena, content: newContent(), strips: int(cfg.ReadBytes / StripBytes), epoch: 1}
 	s.next.Store(firstWritten)
 	s.conn, err = rpc.Dial(ctx, cfg.Addr, rpc.Options{
-		Self: rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: 1, Version: "drivespeed"}, Arena: arena,
+		Self: rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: askerProc, Version: "drivespeed"}, Arena: arena, Identity: cfg.Identity,
 	})
 	if err != nil {
 		return nil, errors.Join(err, arena.Close())

@@ -310,7 +310,7 @@ func (s *Store) Failed() error {
 func (s *Store) Stat() wire.DriveStatResp {
 	info := s.dev.Info()
 	st := wire.DriveStatResp{
-		Drive: s.sb.Drive, SizeBytes: uint64(s.sb.DataBytes), Engine: info.Engine, Flush: info.Flush, Path: info.Path,
+		Drive: s.sb.Drive, SizeBytes: uint64(s.sb.DataBytes), Engine: info.Engine, EngineReason: info.EngineReason, Flush: info.Flush, Path: info.Path,
 		Reads: s.reads.Load(), ReadBytes: s.readBytes.Load(), Writes: s.writes.Load(), WriteBytes: s.writeBytes.Load(),
 		Flushes: s.flusher.count.Load(), Errors: s.errors.Load(), Queued: uint32(s.gate.Waiting()),
 	}

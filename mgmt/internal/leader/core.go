@@ -48,6 +48,8 @@ type Live struct {
 	Note    string
 	Buckets map[wire.BucketID]wire.BucketReport // as it last said
 	Drives  []wire.DriveStatResp
+	Links   []wire.LinkStat
+	Arena   wire.ArenaReport
 
 	fence Millis // when the old runs are dead for certain
 }
@@ -201,6 +203,7 @@ func (c *Core) down(p *Proc) {
 	p.State, c.dirty = wire.ProcDown, true
 	l := c.live[p.ID]
 	l.Ready, l.Buckets, l.RSS, l.Note = false, nil, 0, ""
+	l.Links, l.Arena = nil, wire.ArenaReport{}
 }
 
 func (c *Core) kill(p *Proc, pid uint32, why string) {

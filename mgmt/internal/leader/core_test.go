@@ -634,3 +634,30 @@ func TestDecodeDamage(t *testing.T) {
 		}
 	}
 }
+
+// Claim: what a heartbeat says of links and the arena is kept while the run lives; more links than an honest process has are refused.
+func TestLinksOfHeartbeats(t *testing.T) {
+	f := newFixture(t, 6, 1, 1)
+	f.start("compute0")
+	id := f.id("compute0")
+	p := f.c.s.Procs[id]
+	hb := &wire.HeartbeatReq{Proc: id, Incarnation: p.Incarnation, Arena: wire.ArenaReport{Bytes: 10, Used: 3}, Links: make([]wire.LinkStat, wire.MaxPeerLinks)}
+	if err := f.c.Heartbeat(f.now, hb); err != nil {
+		t.Fatal(err)
+	}
+	if l := f.c.Live(id); len(l.Links) != wire.MaxPeerLinks || l.Arena != hb.Arena {
+		t.Errorf("%d links, arena %+v", len(l.Links), l.Arena)
+	}
+	hb.Links = append(hb.Links, wire.LinkStat{})
+	if err := f.c.Heartbeat(f.now, hb); wire.KindOf(err) != wire.KindOverLimit {
+		t.Errorf("too many links: %v", err)
+	}
+	hb.Links = []wire.LinkStat{{Transport: string(make([]byte, MaxTransportBytes+1))}}
+	if err := f.c.Heartbeat(f.now, hb); wire.KindOf(err) != wire.KindOverLimit {
+		t.Errorf("a long name: %v", err)
+	}
+	f.c.Exited(f.now, id, p.PID)
+	if l := f.c.Live(id); len(l.Links) != 0 || l.Arena != (wire.ArenaReport{}) {
+		t.Errorf("a run that is over has %d links", len(l.Links))
+	}
+}

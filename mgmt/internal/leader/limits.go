@@ -27,6 +27,8 @@ const (
 	// MaxAddrs and MaxTextBytes bound what a registering process says about itself.
 	MaxAddrs     = 8
 	MaxTextBytes = 4096
+	// MaxTransportBytes bounds the name of a transport.
+	MaxTransportBytes = 32
 	// MaxFSNameBytes bounds the name of a filesystem.
 	MaxFSNameBytes = 64
 	// JudgeMs is how often drives are judged; their means are of ten seconds.

@@ -100,14 +100,15 @@ func (c *Core) Heartbeat(now Millis, r *wire.HeartbeatReq) error {
 			return wire.Errorf("mgmt.heartbeat", wire.KindStaleSession, p.Name, "session %d is not alive", r.Session)
 		}
 	}
-	if len(r.Note) > MaxTextBytes || len(r.Buckets) > c.s.Settings.Buckets || len(r.Drives) > len(c.s.Drives) {
-		return wire.Errorf("mgmt.heartbeat", wire.KindOverLimit, p.Name, "%d buckets, %d drives, note of %d bytes",
-			len(r.Buckets), len(r.Drives), len(r.Note))
+	if len(r.Note) > MaxTextBytes || len(r.Buckets) > c.s.Settings.Buckets || len(r.Drives) > len(c.s.Drives) || !boundedLinks(r.Links) {
+		return wire.Errorf("mgmt.heartbeat", wire.KindOverLimit, p.Name, "%d buckets, %d drives, %d links, note of %d bytes",
+			len(r.Buckets), len(r.Drives), len(r.Links), len(r.Note))
 	}
 	l := c.live[p.ID]
 	l.Heard, l.Spoken, l.Gen, l.RSS, l.Note = now, true, r.Generation, r.RSSBytes, r.Note
 	l.Ready = r.Ready
 	l.Drives = r.Drives
+	l.Links, l.Arena = r.Links, r.Arena
 	c.noteBuckets(p, l, r.Buckets)
 	if p.State == wire.ProcJoining && r.Ready {
 		p.State, c.dirty = wire.ProcUp, true
@@ -116,6 +117,12 @@ func (c *Core) Heartbeat(now Millis, r *wire.HeartbeatReq) error {
 		c.settle(now)
 	}
 	return nil
+}
+
+// boundedLinks says that the links of a heartbeat are not more, and their texts not longer, than those of an honest process.
+func boundedLinks(links []wire.LinkStat) bool {
+	return len(links) <= wire.MaxPeerLinks &&
+		!slices.ContainsFunc(links, func(s wire.LinkStat) bool { return len(s.Transport) > MaxTransportBytes })
 }
 
 // noteBuckets keeps what a compute says of its buckets, and makes events of those that cannot be opened, once for each

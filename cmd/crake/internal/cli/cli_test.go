@@ -41,7 +41,11 @@ func TestWrongCommandLines(t *testing.T) {
 		{"dev up --dir /x --mount /y --protection 4+0", statusUsage, "4+2"},
 		{"dev up --dir /x --mount /y --drive-size lots", statusUsage, "512MiB"},
 		{"dev up --dir /x --mount /y --timeout 0s", statusUsage, "--timeout"},
+		{"dev up --dir /x --mount /y --wire pigeon", statusUsage, "want shm, unix or tcp"},
+		{"dev up --dir /x --mount /y --arena-drive 31MiB", statusUsage, "a drive needs at least 32MiB"},
+		{"dev up --dir /x --mount /y --arena-compute 1 --arena-frontend 1", statusUsage, "a frontend needs at least 8MiB"},
 		{"dev up --dir /x --mount /y --wrong", statusUsage, "--wrong"},
+		{"cluster process a b", statusUsage, "one argument too many"},
 		{"dev up extra --dir /x --mount /y", statusUsage, "extra"},
 		{"cluster drive x", statusUsage, "is no drive id"},
 		{"cluster drive 0", statusUsage, "is no drive id"},
@@ -119,7 +123,7 @@ func TestPrintList(t *testing.T) {
 func TestPrintOneDrive(t *testing.T) {
 	d := api.Drive{
 		ID: 3, Process: "drive2", Path: "/dev/nvme1n1", State: "failed", Reason: "the device is gone", Troubles: 2, SizeBytes: 1 << 40, FreeBytes: 1 << 39,
-		Strips: 7, PGs: 4, Engine: "pread/pwrite: no io_uring here", Flush: "fdatasync", Reads: 5, ReadBytes: 20480, ReadNs: 57_000, WriteNs: 1_500_000,
+		Strips: 7, PGs: 4, Engine: "pread/pwrite", EngineReason: "pread/pwrite: no io_uring here", Flush: "fdatasync", Reads: 5, ReadBytes: 20480, ReadNs: 57_000, WriteNs: 1_500_000,
 		FlushNs: 2e9, Queued: 1, Errors: 9, Corrupt: 8, ScrubDoneBytes: 1 << 20, ScrubTotalBytes: 1 << 21, ScrubPasses: 1, DiscardBytes: 4096, IndexBytes: 640,
 	}
 	var b bytes.Buffer

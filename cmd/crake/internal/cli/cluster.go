@@ -43,25 +43,6 @@ func (a *app) clusterCmd() *cobra.Command {
 		a.processCmd(), a.drivesCmd(), a.bucketCmd(), a.pgCmd())
 }
 
-func (a *app) processCmd() *cobra.Command {
-	return listCmd(a, list[api.Process]{
-		use: "process", short: "list the processes", example: "  crake cluster process\n  crake cluster process -f json | jq '.[] | select(.state != \"up\")'",
-		fetch: func(ctx context.Context, c *api.Client) ([]api.Process, error) { return c.Processes(ctx) },
-		columns: []column[api.Process]{
-			{"role", func(p api.Process) string { return p.Role }},
-			{"name", func(p api.Process) string { return p.Name }},
-			{"pid", func(p api.Process) string { return pidText(p.PID) }},
-			{"cores", func(p api.Process) string { return intList(p.Cores) }},
-			{"version", func(p api.Process) string { return p.Version }},
-			{"state", func(p api.Process) string { return p.State }},
-			{"memory", func(p api.Process) string { return size.Format(int64(p.RSSBytes)) }},
-			{"up since", func(p api.Process) string { return since(p.StartedAt) }},
-			{"restarts", func(p api.Process) string { return fmt.Sprint(p.Restarts) }},
-			{"last exit", func(p api.Process) string { return p.LastExit }},
-		},
-	})
-}
-
 // psColumns are the columns that dev ps promises.
 var psColumns = []column[api.Process]{
 	{"role", func(p api.Process) string { return p.Role }},

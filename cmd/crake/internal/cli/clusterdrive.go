@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -28,16 +27,18 @@ var driveColumns = []column[api.Drive]{
 	{"queued", func(d api.Drive) string { return fmt.Sprint(d.Queued) }},
 	{"errors", func(d api.Drive) string { return fmt.Sprint(d.Errors) }},
 	{"corrupt", func(d api.Drive) string { return fmt.Sprint(d.Corrupt) }},
-	{"engine", func(d api.Drive) string { return beforeColon(d.Engine) }},
+	{"engine", func(d api.Drive) string { return engineText(&d) }},
 	{"flush", func(d api.Drive) string { return d.Flush }},
 	{"path", func(d api.Drive) string { return d.Path }},
 	{"problem", func(d api.Drive) string { return d.Reason + d.Problem }},
 }
 
-// beforeColon gives a word without its explanation.
-func beforeColon(s string) string {
-	word, _, _ := strings.Cut(s, ":")
-	return word
+// engineText gives how a drive does IO, and why not by io_uring.
+func engineText(d *api.Drive) string {
+	if d.EngineReason == "" {
+		return d.Engine
+	}
+	return d.Engine + ": " + d.EngineReason
 }
 
 // nanos gives a mean time as people read it; 0 is "-": too few to tell.
@@ -145,7 +146,7 @@ func printOneDrive(w io.Writer, format string, d *api.Drive) error {
 	}
 	line("space", "%s free of %s, %d strips, in %s", size.Format(int64(d.FreeBytes)), size.Format(int64(d.SizeBytes)), d.Strips, plural(d.PGs, "placement group"))
 	line("domain", "%d", d.Domain)
-	line("engine", "%s", orDash(d.Engine))
+	line("engine", "%s", orDash(engineText(d)))
 	line("flush", "%s", orDash(d.Flush))
 	line("reads", "%d, %s, each %s", d.Reads, size.Format(int64(d.ReadBytes)), nanos(d.ReadNs))
 	line("writes", "%d, %s, each %s", d.Writes, size.Format(int64(d.WriteBytes)), nanos(d.WriteNs))

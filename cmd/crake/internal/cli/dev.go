@@ -16,6 +16,7 @@ import (
 	"github.com/crakefs/crake/cmd/crake/internal/roles"
 	"github.com/crakefs/crake/cmd/crake/internal/size"
 	"github.com/crakefs/crake/mgmt/api"
+	"github.com/crakefs/crake/wire/route"
 )
 
 func (a *app) devCmd() *cobra.Command {
@@ -79,11 +80,15 @@ func (a *app) devUpCmd() *cobra.Command {
 	var drives, compute, buckets countFlag
 	var driveSize size.Flag
 	var protection protectionFlag
+	var arenas arenaFlags
+	var wire string
+	var encrypt bool
 	var timeout time.Duration
 	c := &cobra.Command{
 		Use: "up --dir DIR --mount MNT", Short: "form a cluster in DIR, or bring it back, and mount it at MNT", Args: args(),
 		Long: `Forms a one-server cluster in DIR, or brings the one that is there back with its data, and returns when the mount answers.
-What a cluster was formed with (drives, drive size, protection, buckets) stays; a flag that contradicts it is refused.
+What a cluster was formed with (drives, drive size, protection, buckets) stays; a flag that contradicts it is refused. The other settings are
+kept until they are given anew.
 When the first dev up of a directory fails, nothing of it is left.`,
 		Example: `  crake dev up --dir /var/lib/crake --mount /mnt/weka
   crake dev up --dir /dev/shm/c --mount /mnt/c --drives 8 --drive-size 512MiB --protection 6+2`,
@@ -92,6 +97,13 @@ When the first dev up of a directory fails, nothing of it is left.`,
 				Drives: int(drives), DriveBytes: int64(driveSize), Data: protection.data, Parity: protection.parity,
 				Computes: int(compute), Buckets: int(buckets), APIListen: listen, Timeout: timeout,
 				Format: roles.FormatDrive, Progress: a.err,
+			}
+			if err := arenas.check(); err != nil {
+				return usageError{fmt.Errorf("%w; see crake dev up --help", err)}
+			}
+			cfg.Wire, cfg.Arenas = route.Wire(wire), arenas.sizes()
+			if cmd.Flags().Changed("wire-encryption") {
+				cfg.Encrypt = &encrypt
 			}
 			return a.devUp(cmd.Context(), cfg, dir, mount)
 		},
@@ -105,6 +117,9 @@ When the first dev up of a directory fails, nothing of it is left.`,
 	f.Var(&compute, "compute", fmt.Sprintf("number of compute processes (default %d)", dev.DefaultComputes))
 	f.Var(&buckets, "buckets", fmt.Sprintf("number of shards of the metadata (default %d)", dev.DefaultBuckets))
 	f.StringVar(&listen, "api", "", "also serve the REST API at this TCP address, such as 127.0.0.1:14000")
+	f.StringVar(&wire, "wire", "", "how processes speak with each other: shm (shared memory), unix (sockets) or tcp (default shm)")
+	f.BoolVar(&encrypt, "wire-encryption", false, "encrypt what they say by TCP (TLS 1.3); with --wire tcp")
+	arenas.register(f)
 	f.DurationVar(&timeout, "timeout", dev.DefaultTimeout, "give up when the mount does not answer in this time")
 	return c
 }
@@ -125,6 +140,9 @@ func (a *app) devUp(ctx context.Context, cfg dev.Config, dir, mount string) erro
 	}
 	if cfg.Timeout <= 0 {
 		return usageError{errors.New("--timeout must be more than 0")}
+	}
+	if err := cfg.Wire.Validate(); err != nil {
+		return usageError{fmt.Errorf("--wire %w", err)}
 	}
 	st, err := dev.Up(ctx, cfg)
 	if err != nil {

@@ -71,11 +71,19 @@ func printStatus(w io.Writer, st *api.Status) error {
 	for _, advice := range st.Advice {
 		line("advice", "%s", advice)
 	}
+	line("wire", "%s", wireText(st))
 	line("directory", "%s", st.Mgmt.Dir)
 	if st.Mgmt.APIListen != "" {
 		line("api", "http://%s%s", st.Mgmt.APIListen, api.Prefix)
 	}
 	return tw.Flush()
+}
+
+func wireText(st *api.Status) string {
+	if st.WireEncryption {
+		return st.Wire + ", encrypted"
+	}
+	return st.Wire
 }
 
 func healthText(h api.Health) string {

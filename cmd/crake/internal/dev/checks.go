@@ -103,11 +103,18 @@ func (c *Config) checkShape() error {
 	if c.DriveBytes < MinDriveBytes {
 		return fmt.Errorf("--drive-size is %d MiB, a drive needs at least %d MiB", c.DriveBytes>>20, MinDriveBytes>>20)
 	}
-	if c.Computes < 1 || c.Computes > api.MaxComputes {
-		return fmt.Errorf("--compute is %d, want 1 to %d", c.Computes, api.MaxComputes)
+	if err := checkComputes(c.Computes); err != nil {
+		return err
 	}
 	if c.Buckets < 1 || c.Buckets > wire.MaxBuckets {
 		return fmt.Errorf("--buckets is %d, want 1 to %d", c.Buckets, wire.MaxBuckets)
+	}
+	return nil
+}
+
+func checkComputes(n int) error {
+	if n < 1 || n > api.MaxComputes {
+		return fmt.Errorf("--compute is %d, want 1 to %d", n, api.MaxComputes)
 	}
 	return nil
 }

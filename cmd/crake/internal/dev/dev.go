@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/route"
 )
 
 // FormatFunc makes a preallocated file and an empty drive of it; it refuses one that holds anything.
@@ -39,6 +40,9 @@ type Config struct {
 	Computes     int
 	Buckets      int
 	APIListen    string
+	Wire         route.Wire // how processes speak
+	Encrypt      *bool      // what they say by TCP
+	Arenas       Arenas
 
 	Binary  string // absolute path of crake
 	Format  FormatFunc
@@ -46,6 +50,9 @@ type Config struct {
 	// Progress gets a line for each step.
 	Progress io.Writer
 }
+
+// Arenas are the sizes of the memory for file data of a process of each role, in bytes; 0 means "not said".
+type Arenas struct{ Drive, Compute, Frontend int64 }
 
 // Defaults of a new cluster, and limits.
 const (

@@ -48,7 +48,7 @@ func Up(ctx context.Context, c Config) (*api.Status, error) {
 // first forms a new cluster.
 func (c *Config) first(ctx context.Context) (st *api.Status, err error) {
 	c.setDefaults()
-	if err := c.checkShape(); err != nil {
+	if err := errors.Join(c.checkShape(), c.checkSettings(api.ClusterFile{Computes: c.Computes})); err != nil {
 		return nil, err
 	}
 	made, err := checkDir(c.Dir)
@@ -123,8 +123,9 @@ func (c *Config) form(ctx context.Context) (*api.ClusterFile, error) {
 	f := &api.ClusterFile{
 		Version: api.ClusterFileVersion, ClusterID: hex.EncodeToString(id[:]), Name: "crake",
 		DataStrips: c.Data, ParityStrips: c.Parity, Buckets: c.Buckets,
-		Computes: c.Computes, Mount: c.Mount, Binary: c.Binary, APIListen: c.APIListen,
+		Computes: c.Computes, Mount: c.Mount, Binary: c.Binary,
 	}
+	c.settings(f)
 	if err := os.MkdirAll(filepath.Join(c.Dir, drivesName), 0o700); err != nil {
 		return nil, err
 	}
@@ -147,7 +148,7 @@ func (c *Config) form(ctx context.Context) (*api.ClusterFile, error) {
 
 // again brings an existing cluster back.
 func (c *Config) again(ctx context.Context, f *api.ClusterFile) (st *api.Status, err error) {
-	if err := c.contradiction(f); err != nil {
+	if err := errors.Join(c.contradiction(f), c.checkSettings(*f)); err != nil {
 		return nil, err
 	}
 	unlock, err := lockDir(c.Dir)
@@ -201,6 +202,9 @@ func (c *Config) running(ctx context.Context, f *api.ClusterFile) (*api.Status, 
 	if c.Computes != 0 && c.Computes != f.Computes {
 		return nil, fmt.Errorf("the cluster in %s runs with %d computes; stop it by crake dev down to change that", c.Dir, f.Computes)
 	}
+	if c.changes(*f) {
+		return nil, fmt.Errorf("the cluster in %s runs with other settings of --api, --wire, --wire-encryption or --arena-*; stop it by crake dev down to change them", c.Dir)
+	}
 	c.say("the cluster in %s runs already", c.Dir)
 	return c.wait(ctx)
 }
@@ -248,20 +252,11 @@ func checkDrives(f *api.ClusterFile) error {
 
 // adopt writes the settings that may change from one start to the next into the cluster file.
 func (c *Config) adopt(f *api.ClusterFile) error {
-	was := *f
-	f.Mount, f.Binary = c.Mount, c.Binary
-	if c.Computes != 0 {
-		f.Computes = c.Computes
-	}
-	if c.APIListen != "" {
-		f.APIListen = c.APIListen
-	}
-	if was.Mount == f.Mount && was.Binary == f.Binary && was.Computes == f.Computes && was.APIListen == f.APIListen {
+	if f.Mount == c.Mount && f.Binary == c.Binary && !c.changes(*f) {
 		return nil
 	}
-	if f.Computes < 1 || f.Computes > api.MaxComputes {
-		return fmt.Errorf("--compute is %d, want 1 to %d", f.Computes, api.MaxComputes)
-	}
+	f.Mount, f.Binary = c.Mount, c.Binary
+	c.settings(f)
 	return api.WriteClusterFile(c.Dir, f)
 }
 

@@ -19,16 +19,26 @@ func (c *captureFlag) register(cmd *cobra.Command) {
 	}
 }
 
-// during gives run with people able to look at the frames: by a socket beside the one that the process listens at, and in the file
+// socketPath gives the socket for those who look; "" where the process listens at no unix socket.
+func socketPath(listen []string) string {
+	for _, a := range listen {
+		if path := capture.SocketPath(a); path != "" {
+			return path
+		}
+	}
+	return ""
+}
+
+// during gives run with people able to look at the frames: by a socket beside the first one that the process listens at, and in the file
 // that was asked for. That none of it can be had is logged, and no reason not to run.
-func (c *captureFlag) during(tap *capture.Tap, listen string, run func(context.Context) error) func(context.Context) error {
+func (c *captureFlag) during(tap *capture.Tap, listen []string, run func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		lctx, stop := context.WithCancel(context.WithoutCancel(ctx)) // until the last goodbye is said
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		defer stop()
 		log := logger()
-		if path := capture.SocketPath(listen); path != "" {
+		if path := socketPath(listen); path != "" {
 			wg.Go(func() {
 				if err := tap.Serve(lctx, path, log); err != nil {
 					log.Warn("nobody can look at the frames", "path", path, "err", err)

@@ -24,17 +24,28 @@ import (
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/capture"
 	"github.com/crakefs/crake/wire/copies"
+	"github.com/crakefs/crake/wire/route"
+)
+
+// The least memory for file data with which a process of each role starts, in bytes.
+const (
+	MinDriveArena    = drive.MinArenaBytes
+	MinComputeArena  = compute.MinArenaBytes
+	MinFrontendArena = frontend.MinArenaBytes
 )
 
 // common are the flags that every role but mgmt has.
 type common struct {
-	name    string
-	proc    uint32
-	cluster clusterFlag
-	mgmt    string
-	listen  string
-	arena   size.Flag
-	capture captureFlag
+	name     string
+	proc     uint32
+	cluster  clusterFlag
+	mgmt     string
+	identity string
+	listen   []string
+	wire     string
+	encrypt  bool
+	arena    size.Flag
+	capture  captureFlag
 }
 
 func (c *common) register(cmd *cobra.Command) {
@@ -42,8 +53,11 @@ func (c *common) register(cmd *cobra.Command) {
 	f.StringVar(&c.name, "name", "", "name of the process, such as drive0")
 	f.Uint32Var(&c.proc, "proc", 0, "number of the process in the cluster")
 	f.Var(&c.cluster, "cluster", "id of the cluster, 32 hexadecimal digits")
+	f.StringVar(&c.identity, "identity", "", "file by which the process proves who it is; mgmt writes one for each run")
 	f.StringVar(&c.mgmt, "mgmt", "", "address of mgmt, such as unix:/path")
-	f.StringVar(&c.listen, "listen", "", "address to listen at, such as unix:/path")
+	f.StringArrayVar(&c.listen, "listen", nil, "address to listen at, such as unix:/path or tcp:127.0.0.1:0; may be given several times, best first")
+	f.StringVar(&c.wire, "wire", "", "how to speak with processes of this server: shm, unix or tcp (default shm)")
+	f.BoolVar(&c.encrypt, "wire-encryption", false, "encrypt what is said by TCP (TLS 1.3)")
 	f.Var(&c.arena, "arena", "memory for file data")
 	c.capture.register(cmd)
 }
@@ -116,10 +130,10 @@ func Compute(version string) *cobra.Command {
 	var memory size.Flag
 	cmd := &cobra.Command{
 		Use: "compute", Short: "serve metadata and erasure coding of the buckets that mgmt assigns", Args: cobra.NoArgs,
-		Example: "  crake compute --name compute0 --proc 7 --cluster ID --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/compute0.sock",
+		Example: "  crake compute --name compute0 --proc 7 --cluster ID --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/compute0.sock --identity DIR/run/compute0.identity",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := compute.Config{
-				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen,
+				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire), Encrypt: c.encrypt, Identity: c.identity,
 				Arena: int64(c.arena), Memory: int64(memory), Version: version, Cores: pinned(), Log: logger(),
 				Capture: c.tap(wire.RoleCompute),
 			}
@@ -144,7 +158,7 @@ func Mgmt(version string) *cobra.Command {
 			run := func(ctx context.Context) error { return mgmt.Run(ctx, cfg) }
 			if cfg.Worker { // the keeper speaks with nobody
 				cfg.Capture = capture.New(capture.Origin{Role: wire.RoleMgmt, Name: "mgmt"})
-				run = looked.during(cfg.Capture, api.MgmtAddr(cfg.Dir), run)
+				run = looked.during(cfg.Capture, []string{api.MgmtAddr(cfg.Dir)}, run)
 			}
 			return serve(cmd.Context(), cfg.Validate, run)
 		},
@@ -180,10 +194,10 @@ func Drive(version string) *cobra.Command {
 	var id uint32
 	cmd := &cobra.Command{
 		Use: "drive", Short: "serve a drive; drive format makes one", Args: cobra.NoArgs,
-		Example: "  crake drive --name drive0 --proc 1 --cluster ID --device /dev/nvme0n1 --drive-id 1 --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/drive0.sock",
+		Example: "  crake drive --name drive0 --proc 1 --cluster ID --device /dev/nvme0n1 --drive-id 1 --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/drive0.sock --identity DIR/run/drive0.identity",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := drive.Config{
-				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen,
+				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire), Encrypt: c.encrypt, Identity: c.identity,
 				Arena: int64(c.arena), Devices: []drive.Device{{Path: device, ID: wire.DriveID(id)}}, Engine: engine,
 				ScrubRate: scrubRate, NoDiscard: noDiscard, Version: version,
 				Cores: pinned(), Log: logger(), Capture: c.tap(wire.RoleDrive),
@@ -253,10 +267,10 @@ func Frontend(version string) *cobra.Command {
 	var dirty size.Flag
 	cmd := &cobra.Command{
 		Use: "frontend", Short: "serve a mount", Args: cobra.NoArgs,
-		Example: "  crake frontend --name frontend0 --proc 9 --cluster ID --fs default --mount MNT --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/frontend0.sock",
+		Example: "  crake frontend --name frontend0 --proc 9 --cluster ID --fs default --mount MNT --mgmt unix:DIR/run/mgmt.sock --listen unix:DIR/run/frontend0.sock --identity DIR/run/frontend0.identity",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg := frontend.Config{
-				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen,
+				Name: c.name, Proc: wire.ProcID(c.proc), Cluster: wire.ClusterID(c.cluster), Mgmt: c.mgmt, Listen: c.listen, Wire: route.Wire(c.wire), Encrypt: c.encrypt, Identity: c.identity,
 				ArenaBytes: int64(c.arena), FS: fs, Mount: mount, DirtyBytes: int64(dirty), Version: version, Cores: pinned(), Log: logger(),
 				Capture: c.tap(wire.RoleFrontend),
 			}
