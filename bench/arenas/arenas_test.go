@@ -48,6 +48,7 @@ var cluster = wire.ClusterID{4, 5, 6}
 // world is a cluster in this process.
 type world struct {
 	t    *testing.T
+	how  route.Wire
 	dir  string
 	mgmt *fakeMgmt
 	ca   *identity.CA
@@ -62,7 +63,14 @@ func (w *world) addr(name string) string { return "unix:" + filepath.Join(w.dir,
 // Claim: writers and readers who want many times what the smallest arenas of all roles hold are all served, each in bounded time: whoever waits
 // for memory gets it, or is refused and tries again; nobody waits for ever.
 func TestSmallestArenas(t *testing.T) {
-	w := start(t)
+	// Through sockets the data of every request takes memory on both sides; by shared memory the sender's is held for longer.
+	for _, how := range []route.Wire{route.WireUnix, route.WireShm} {
+		t.Run(string(how), func(t *testing.T) { smallest(t, how) })
+	}
+}
+
+func smallest(t *testing.T, how route.Wire) {
+	w := start(t, how)
 	rounds := 3
 	if testing.Short() {
 		rounds = 1
@@ -111,12 +119,12 @@ func work(c *client, root wire.Ino, name string, rounds int) {
 }
 
 // start brings a cluster up.
-func start(t *testing.T) *world {
+func start(t *testing.T, how route.Wire) *world {
 	dir, err := os.MkdirTemp("/dev/shm", "crake-arenas-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, dir: dir, log: slog.New(slog.NewTextHandler(io.Discard, nil)), root: wire.RootIno(1, buckets)}
+	w := &world{t: t, how: how, dir: dir, log: slog.New(slog.NewTextHandler(io.Discard, nil)), root: wire.RootIno(1, buckets)}
 	t.Cleanup(func() {
 		for _, stop := range w.stop {
 			stop()
@@ -219,7 +227,7 @@ func (w *world) background(run func(ctx context.Context) error) {
 
 func (w *world) drive(proc wire.ProcID, n int) {
 	_, file := w.identity(wire.RoleDrive, proc)
-	cfg := drive.Config{Name: fmt.Sprintf("drives%d", n), Proc: proc, Cluster: cluster, Mgmt: w.addr("mgmt"), Listen: []string{w.addr(fmt.Sprintf("drives%d", n))},
+	cfg := drive.Config{Wire: w.how, Name: fmt.Sprintf("drives%d", n), Proc: proc, Cluster: cluster, Mgmt: w.addr("mgmt"), Listen: []string{w.addr(fmt.Sprintf("drives%d", n))},
 		Identity: file, Arena: driveArena, ScrubRate: -1, Log: w.log}
 	for id := n + 1; id <= drives; id += driveProcs {
 		path := filepath.Join(w.dir, fmt.Sprintf("drive%d", id))
@@ -235,7 +243,7 @@ func (w *world) drive(proc wire.ProcID, n int) {
 func (w *world) compute(proc wire.ProcID) {
 	name := fmt.Sprintf("compute%d", proc)
 	_, file := w.identity(wire.RoleCompute, proc)
-	cfg := compute.Config{Name: name, Proc: proc, Cluster: cluster, Mgmt: w.addr("mgmt"), Listen: []string{w.addr(name)}, Arena: computeArena, Memory: 64 << 20,
+	cfg := compute.Config{Wire: w.how, Name: name, Proc: proc, Cluster: cluster, Mgmt: w.addr("mgmt"), Listen: []string{w.addr(name)}, Arena: computeArena, Memory: 64 << 20,
 		Identity: file, Log: w.log}
 	w.background(func(ctx context.Context) error { return compute.Run(ctx, cfg) })
 }
@@ -261,7 +269,7 @@ func (w *world) client(proc wire.ProcID) *client {
 	}
 	c := &client{t: w.t, arena: arena, dirty: semaphore.NewWeighted(clientDirty), reads: semaphore.NewWeighted(clientReads)}
 	id, _ := w.identity(wire.RoleFrontend, proc)
-	c.router = route.New(route.Config{Self: rpc.Self{Cluster: cluster, Role: wire.RoleFrontend, Proc: proc}, Identity: id, Mgmt: w.addr("mgmt"), Arena: arena, Log: w.log})
+	c.router = route.New(route.Config{Self: rpc.Self{Cluster: cluster, Role: wire.RoleFrontend, Proc: proc}, Identity: id, Wire: w.how, Mgmt: w.addr("mgmt"), Arena: arena, Log: w.log})
 	c.reader = strip.New(strip.Config{Drive: c.router.Drive, Up: c.router.DriveUp, Arena: arena})
 	ctx, cancel := context.WithTimeout(context.Background(), longest)
 	defer cancel()
