@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // reader takes frames from a stream. It is owned by the connection's reading goroutine.
@@ -278,6 +279,8 @@ func (rd *reader) land(n int, use wire.Use) (data wire.Data, lack, err error) {
 		rd.parts = append(rd.parts, s.B)
 	}
 	rd.c.landed.Add(uint64(n))
+	copies.Add(copies.Landing, min(n, rd.w-rd.r))
+	copies.Add(copies.Socket, n)
 	if err := rd.fullParts(); err != nil {
 		data.Release()
 		return nil, nil, err
