@@ -67,6 +67,7 @@ type Arena struct {
 	mu          sync.Mutex
 	readOnly    int // a descriptor for others; -1: not made yet
 	lent        int // blocks of Bufs that are lent
+	returning   int // blocks that are not lent any more, and whose loan is being released
 	quarantined int // bytes, for ArenaStats
 	spare       ring[Buf]
 	buddy       buddy
@@ -354,11 +355,11 @@ func (a *Arena) Close() error {
 		}
 		a.waiters[use] = nil
 	}
-	if a.usedBlocks() > a.lent {
+	if a.usedBlocks() > a.lent+a.returning {
 		return Errorf("arena.close", KindInvalid, "", "%s", a.leaks())
 	}
 	a.closed = true
-	if a.lent > 0 {
+	if a.usedBlocks() > 0 {
 		return nil
 	}
 	return a.unmap()
