@@ -105,6 +105,11 @@ bench-drive-perf: deps ## the same with profiles of both sides by perf: BENCHFLA
 bench-drive-open: ## open a drive with ten million strips, and checkpoint it under load (3 GiB of memory)
 	CRAKE_STRIPS=10000000 $(GO) test -count=1 -timeout 10m -v -run 'TestOpenMany|TestCheckpointPauses' ./drive/internal/store
 
+.PHONY: bench-copies
+bench-copies: ## count the bytes that are copied for each byte of a file, and processor time, through sockets and by shared memory (needs root)
+	@CGO_ENABLED=0 $(GO) build -trimpath -tags crake_copies -o bin/copies/crake ./cmd/crake
+	CRAKE_BIN=$(CURDIR)/bin/copies/crake $(GO) run ./bench/copies $(BENCHFLAGS)
+
 .PHONY: generate
 generate: ## write generated code anew
 	$(GO) generate ./...

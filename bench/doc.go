@@ -13,6 +13,8 @@
 //  5. drivespeed: `make bench-drive`, one drive against fio on the same device; with internal/driveload (requests to a drive, and
 //     the comparison of what it gives), internal/fio and internal/pinned (processes on one core each, that never outlive us).
 //  6. wirespeed: `make bench-wire`, one request and its answer between two processes, against a bare exchange of as many bytes.
+//  7. copies: `make bench-copies`, bytes copied for each byte of a file and processor time, with internal/copyload, which e2e uses too.
+//  8. arenas: the smallest arenas under more load than they hold, all roles in one process.
 //
 // # Who owns what
 //

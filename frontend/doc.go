@@ -17,8 +17,8 @@
 // # A read
 //
 //  1. READ comes in; the size is known under a lease, else asked for. Bytes are served from readahead (readahead.go) if they are
-//     there, else: what is dirty here is copied; the rest comes by extents, from the cache (maps.go) or one MExtents for the
-//     region, straight from the drives (wire/strip), verified.
+//     there, else: what is dirty here is copied; the rest, all gaps at once, comes by extents, from the cache (maps.go) or one MExtents
+//     for the region, straight from the drives (wire/strip), verified.
 //  2. The answer points at the memory in which it arrived (Bytes, Slices); it is freed after the writev to the kernel.
 //  3. Extents that lead to nothing are asked for again; drives that are away are waited for.
 //
@@ -49,8 +49,8 @@
 // # Why nothing waits in a circle
 //
 //   - A recall waits for sends and publishes of its inode, and for a truncate or punch that has begun. Those wait for computes,
-//     which serve the recalled session, for their slot among the sends, and for 4 KiB of arena memory beyond the
-//     bounds of writers and readers. No request of the kernel is among them, except:
+//     which serve the recalled session, for their slot among the sends, and for 4 KiB of arena memory that is kept for them
+//     (wire.UseMore). No request of the kernel is among them, except:
 //   - a recall of an inode with pages waits for the kernel to write them back, which may wait for a page that a READ has locked,
 //     which may wait for another session's lease. So that wait is bounded (pagesTimeout), comes before new writes are stopped (else those
 //     very pages could not be taken), and is repeated after the answer for pages that came meanwhile.
@@ -62,6 +62,8 @@
 // # How it fails, and the test
 //
 //   - A compute dies: route.Router retries at the new owner, with the same OpID; claims go there first (core: TestNewOwner, TestLeaseLost).
+//   - A send fails and others still read its memory: what is written, truncated or completed there goes elsewhere (core, dirty:
+//     TestLentMemory, TestLentBlockIsFilled, TestModel).
 //   - An answer is lost: the request goes again and is not done twice (core: TestExactlyOnce).
 //   - A drive is away or wrong: wire/strip rebuilds; too many away: the read waits (core: TestReadWaits).
 //   - The cluster is full: write says ENOSPC early; what was buffered and does not fit is told to each opener once, at

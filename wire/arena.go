@@ -16,8 +16,9 @@ type Use uint8
 const (
 	UseRequest  Use = 0 // data of a request of a peer, for a handler of this process
 	UseOwn      Use = 1 // what Alloc is for
-	UseResponse Use = 2 // data of an answer that this process waits for
-	useCount        = 3
+	UseMore     Use = 2 // for who holds memory of own use already, such as parity of data that waits in a buffer; itself waits for answers only
+	UseResponse Use = 3 // data of an answer that this process waits for
+	useCount        = 4
 )
 
 // minArenaBytes is the smallest arena that makes sense: a response reserve of a quarter still holds some blocks.
@@ -26,20 +27,35 @@ const minArenaBytes = 64 << 10
 // Arena is the memory of a process for file data: one mapping of a memfd, populated as it is used, bounded, from which Bufs
 // are cut by a buddy allocator (arena_buddy.go).
 //
-// When it is exhausted, who wants memory waits in order of arrival among those of the same use. The uses have shares, so that no
-// circle of waits closes. Work on a request of a peer goes: its data lands (UseRequest), its handler takes more (UseOwn: parity,
-// read buffers), and asks other processes, whose answers land (UseResponse). So:
+// When it is exhausted, who wants memory waits in order of arrival among those of the same use. The uses are steps of the work for a
+// request: its data lands (UseRequest), its handler takes more (UseOwn: a buffer of a log, what is read), and more while it holds that
+// (UseMore: parity, heads of records, what is rebuilt), and asks other processes, whose answers land (UseResponse). Each step leaves
+// something that only later ones may have, and memory that comes free goes to the latest step first. So no circle of waits closes: who
+// holds memory waits only for a later step, and the last waits for nobody's memory but that of another process.
 //
 //   - requests may have at most half of the arena, so handlers that hold request data find the other half for what they need;
-//   - requests and own use together leave a reserve (an eighth, at least MaxDataBytes if that is not over a quarter) that only
+//   - requests and own use leave an eighth that only UseMore and responses may have: several stripes' parity in the smallest arena;
+//   - all these together leave a reserve (an eighth, at least MaxDataBytes if that is not over a quarter) that only
 //     responses may have, so an answer can land while everything else is held by those who wait for answers;
 //   - a response is not kept waiting for a long run: where none is free it is cut into parts (AllocData);
 //   - package rpc waits a bounded time for room, then throws the data away and gives the call a KindUnavailable. So even where
 //     responses themselves fill the arena (callers that hold some and wait for more) nothing hangs: someone is refused, gives
 //     back, and tries again.
 //
-// The second and later allocations of one operation in UseOwn are the caller's to order: do not wait without a deadline for
-// memory while holding memory, or take what an operation needs by one Alloc and cut it.
+// A third allocation of one operation is the caller's to order: do not wait without a deadline for memory while holding UseMore, or take what
+// an operation needs by one Alloc and cut it. Who holds what, and waits for what:
+//
+//	frontend  a writer waits for dirty memory (UseOwn) and holds nothing. A send holds dirty memory and waits for a compute; for old content
+//	          of blocks (responses); for one block, if it is lent (UseMore). A reader takes its budget at once, then responses.
+//	compute   a write holds request data and waits for parity (UseMore) and drives, then for a log's record. A log or table holds its buffer
+//	          (UseOwn) and waits for a head or parity (UseMore) and drives; where a longer buffer is not there it sends what it has. Parity
+//	          and heads wait for drives.
+//	drive     a put holds request data and waits for its device. A read holds nothing and waits for UseOwn; its answer waits for the peer to
+//	          take it, at most 8 MiB of them a connection.
+//
+// So frontends wait for computes and drives, computes for drives, drives for devices. Memory that is lent to other processes is at
+// most half of the arena (docs/decisions/0007-shared-memory.md), beyond which data is sent by copy: the other half circles whatever
+// peers do. What a hung peer holds comes back when mgmt has ended it. bench/arenas has the test.
 type Arena struct {
 	// immutable
 	fd     int // used for changes
@@ -51,6 +67,7 @@ type Arena struct {
 	mu          sync.Mutex
 	readOnly    int // a descriptor for others; -1: not made yet
 	lent        int // blocks of Bufs that are lent
+	returning   int // blocks that are not lent any more, and whose loan is being released
 	quarantined int // bytes, for ArenaStats
 	spare       ring[Buf]
 	buddy       buddy
@@ -103,11 +120,11 @@ func NewArena(sizeBytes int, opts ...ArenaOption) (*Arena, error) {
 		_ = unix.Close(fd)
 		return nil, E(op, KindIO, "memfd", err)
 	}
-	reserve := max(blocks/8, min(MaxDataBytes/BlockSize, blocks/4))
+	reserve, more := max(blocks/8, min(MaxDataBytes/BlockSize, blocks/4)), blocks/8
 	a := &Arena{
 		fd: fd, readOnly: -1, mem: mem, buddy: newBuddy(blocks),
-		limits: [useCount]int{UseRequest: blocks - reserve, UseOwn: blocks - reserve, UseResponse: blocks},
-		share:  [useCount]int{UseRequest: blocks / 2, UseOwn: blocks - reserve, UseResponse: blocks},
+		limits: [useCount]int{UseRequest: blocks - reserve - more, UseOwn: blocks - reserve - more, UseMore: blocks - reserve, UseResponse: blocks},
+		share:  [useCount]int{UseRequest: blocks / 2, UseOwn: blocks - reserve - more, UseMore: blocks - reserve, UseResponse: blocks},
 	}
 	for _, o := range opts {
 		o(a)
@@ -125,7 +142,7 @@ func (a *Arena) Used() int64 {
 	return int64(a.usedBlocks()) * BlockSize
 }
 
-func (a *Arena) usedBlocks() int { return a.used[0] + a.used[1] + a.used[2] }
+func (a *Arena) usedBlocks() int { return a.used[0] + a.used[1] + a.used[2] + a.used[3] }
 
 // Alloc gives a Buf of n bytes (rounded up to whole blocks in memory; Bytes has length n) with one reference.
 // Contents are arbitrary. When the arena is exhausted it waits in order of arrival, until ctx ends. Errors: KindOverLimit when n
@@ -338,11 +355,11 @@ func (a *Arena) Close() error {
 		}
 		a.waiters[use] = nil
 	}
-	if a.usedBlocks() > a.lent {
+	if a.usedBlocks() > a.lent+a.returning {
 		return Errorf("arena.close", KindInvalid, "", "%s", a.leaks())
 	}
 	a.closed = true
-	if a.lent > 0 {
+	if a.usedBlocks() > 0 {
 		return nil
 	}
 	return a.unmap()
@@ -360,7 +377,7 @@ func (a *Arena) unmap() error {
 // leaks describes what is out.
 func (a *Arena) leaks() string {
 	s := fmt.Sprintf("not released: %d bytes of requests, %d of own use, %d of responses",
-		a.used[UseRequest]*BlockSize, a.used[UseOwn]*BlockSize, a.used[UseResponse]*BlockSize)
+		a.used[UseRequest]*BlockSize, (a.used[UseOwn]+a.used[UseMore])*BlockSize, a.used[UseResponse]*BlockSize)
 	n := 0
 	for b := range a.out {
 		if n++; n > 10 {

@@ -211,7 +211,8 @@ func TestArenaWaitEnds(t *testing.T) {
 	}
 }
 
-// Claim: an answer finds room while requests and own use have taken all that they may; and requests never take more than half.
+// Claim: an answer finds room while requests and own use have taken all that they may, and before it who holds memory of own use; and
+// requests never take more than half.
 func TestArenaShares(t *testing.T) {
 	a := newTestArena(t, 64<<20)
 	var hold []Data
@@ -228,6 +229,11 @@ func TestArenaShares(t *testing.T) {
 		t.Errorf("requests took %d MiB of 64", len(hold))
 	}
 	hold = append(hold, exhaust(t, a)...)
+	more, err := a.AllocFor(t.Context(), 4<<20, UseMore)
+	if err != nil {
+		t.Fatal("no room for who holds memory already:", err)
+	}
+	hold = append(hold, more.Data(4<<20))
 	d, err := a.AllocData(t.Context(), MaxDataBytes, UseResponse)
 	if err != nil {
 		t.Error("no room for a response:", err)

@@ -56,7 +56,7 @@
 //   - What is held back to leave together is held by a peer that is slow: it is not (rpc: TestTakenBeforeHalfAFrame,
 //     TestTakenHoldTheArena).
 //   - The arena is exhausted: waits in order, by shares, never for ever (TestArenaShares, TestArenaWaitersInOrder;
-//     rpc: TestArenaExhausted).
+//     rpc: TestArenaExhausted); with the smallest arenas of real drives and computes (bench/arenas).
 //   - The owner of a bucket moves or is away: asked again, with the newest map (route: TestBucketMoves, TestBucketGivesUp).
 //   - The owner of a bucket vanishes with its machine: left as soon as the map gives it up (route: TestOwnerVanishes; rpc: TestDrop).
 //   - A drive is away: found within moments, and not asked again for 200 ms (route: TestDrive, TestDriveHangs).

@@ -53,8 +53,8 @@ func (a *Arena) Offset(p []byte) int { return offsetIn(a.mem, p) }
 // Owns says that b is memory of this arena.
 func (a *Arena) Owns(b *Buf) bool { return b.arena == a }
 
-// Lend notes that each of bufs that is of this arena is lent once more. false: nothing is noted, because more than half of
-// the arena would be lent. The caller holds a reference on each until Unlend.
+// Lend takes a reference on each of bufs, for a loan, and notes that each that is of this arena is lent once more. false: nothing has
+// happened, because more than half of the arena would be lent.
 func (a *Arena) Lend(bufs []*Buf) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -66,30 +66,43 @@ func (a *Arena) Lend(bufs []*Buf) bool {
 		}
 	}
 	if a.lent <= a.buddy.blocks/2 {
+		for _, b := range bufs {
+			b.Retain()
+		}
 		return true
 	}
 	a.unlend(bufs)
 	return false
 }
 
-// Unlend takes a Lend back: nobody else can touch the memory any more.
-func (a *Arena) Unlend(bufs []*Buf) {
+// TakeBack ends a Lend: nobody else can touch the memory any more, and the loan's references are released.
+func (a *Arena) TakeBack(bufs []*Buf) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.unlend(bufs)
+	blocks := a.unlend(bufs)
+	a.returning += blocks
+	a.mu.Unlock()
+	for _, b := range bufs {
+		b.Release()
+	}
+	a.mu.Lock()
+	a.returning -= blocks
+	a.mu.Unlock()
 }
 
-func (a *Arena) unlend(bufs []*Buf) {
+// unlend gives the blocks that are not lent any more. Preconditions: a.mu is held.
+func (a *Arena) unlend(bufs []*Buf) (blocks int) {
 	for _, b := range bufs {
 		if b.arena == a {
 			if b.lends--; b.lends == 0 {
 				a.lent -= cap(b.b) / BlockSize
+				blocks += cap(b.b) / BlockSize
 			}
 			if b.lends < 0 {
 				panic("wire: a Buf came back that was not lent" + b.history())
 			}
 		}
 	}
+	return blocks
 }
 
 // Quarantine adds to, or with a negative number takes from, what ArenaStats tells of it.

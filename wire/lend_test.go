@@ -39,12 +39,12 @@ func TestLendHalf(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	for range 5 {
-		a.Unlend(bufs[:2])
+		a.TakeBack(bufs[:2])
 	}
 	if !a.Lend(bufs[2:]) {
 		t.Error("nothing is lent, and yet refused")
 	}
-	a.Unlend(bufs[2:])
+	a.TakeBack(bufs[2:])
 	for _, b := range bufs {
 		b.Release()
 	}
@@ -63,7 +63,6 @@ func TestTrimLeavesLent(t *testing.T) {
 	if !a.Lend(lent) {
 		t.Fatal("not lent")
 	}
-	b.Retain() // the loan's
 	if !b.Shared() {
 		t.Error("lent, and not shared")
 	}
@@ -74,8 +73,7 @@ func TestTrimLeavesLent(t *testing.T) {
 	if !bytes.Equal(seen, bytes.Repeat([]byte{7}, 1<<20)) {
 		t.Error("memory that is lent was given to the system")
 	}
-	a.Unlend(lent)
-	b.Release()
+	a.TakeBack(lent)
 	a.Trim()
 	if given := a.Trim(); given == 0 && a.buddy.touchedBlocks() > 0 {
 		t.Error("memory that has come back is not given to the system")
@@ -98,7 +96,7 @@ func TestCloseWhileLent(t *testing.T) {
 	}
 	b.Bytes()[0] = 1 // still there
 	fd := a.fd
-	a.Unlend(lent)
+	a.TakeBack(lent)
 	b.Release()
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0); err == nil {
 		t.Error("the memory is still there")

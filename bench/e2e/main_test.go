@@ -79,7 +79,13 @@ func start(t *testing.T, o devcluster.Options) *devcluster.Cluster {
 // prepare makes a cluster's directories and starts nothing.
 func prepare(t *testing.T, o devcluster.Options) *devcluster.Cluster {
 	t.Helper()
-	c, err := devcluster.New(crakeBin, o)
+	return prepareBin(t, crakeBin, o)
+}
+
+// prepareBin is prepare for another binary.
+func prepareBin(t *testing.T, bin string, o devcluster.Options) *devcluster.Cluster {
+	t.Helper()
+	c, err := devcluster.New(bin, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,8 @@
 //	kind 1 connection   what a later record's connection is: hello of this process (128), hello of the peer (128), protocol
 //	                    version u16, then the name of the other end
 //	     2 frame        header and meta section as they are on the stream; longer than 64 KiB it is cut
-//	     3 data         the beginning of the data section of the last frame of this connection and direction, where data was asked for
+//	     3 data         the beginning of the data section of the last frame of this connection and direction, where data was asked for;
+//	                    not of data that the process sends by reference: its frame is written when the data may be gone already
 //	     4 lost         u64: records that had no room since the last one
 //	     5 end          the capture ends on purpose; why, as text
 //

@@ -18,18 +18,11 @@ import (
 	"github.com/crakefs/crake/wire/rpc"
 )
 
-// frame encodes a frame; refs of the header's u16 at 46 is filled in where it is not zero.
-func frame(h wire.Header, meta, data []byte, refs int) []byte {
-	h.MetaBytes = uint32(len(meta))
-	if data != nil {
-		h.DataBytes = uint32(len(data))
-	}
+// frame encodes a frame.
+func frame(h wire.Header, meta, data []byte) []byte {
+	h.MetaBytes, h.DataBytes = uint32(len(meta)), uint32(len(data))
 	b := make([]byte, wire.HeaderBytes)
 	h.Encode(b, meta)
-	if refs > 0 {
-		binary.LittleEndian.PutUint16(b[46:], uint16(refs))
-		binary.LittleEndian.PutUint64(b[56:], xxhash.Sum64(b[:56])*0x9e3779b97f4a7c15^xxhash.Sum64(meta))
-	}
 	return append(append(b, meta...), data...)
 }
 
@@ -64,16 +57,16 @@ func sample(t testing.TB) []byte {
 			break // frames are kept
 		}
 	}
-	c.Frame(false, frame(reqRead, askRead.Append(nil), nil, 0))
-	c.Frame(true, frame(wire.Header{Kind: wire.FrameResponse, Method: wire.MDriveRead, ID: 5, Trace: 0xbeef}, (&wire.ReadResp{Status: []wire.Kind{0}}).Append(nil), make([]byte, 8192), 0)[:wire.HeaderBytes+6])
-	c.Frame(false, frame(reqPut, (&wire.PutReq{Drive: 4, Sums: make([]uint64, 20)}).Append(nil), nil, 0))
+	c.Frame(false, frame(reqRead, askRead.Append(nil), nil))
+	c.Frame(true, frame(wire.Header{Kind: wire.FrameResponse, Method: wire.MDriveRead, ID: 5, Trace: 0xbeef}, (&wire.ReadResp{Status: []wire.Kind{0}}).Append(nil), make([]byte, 8192))[:wire.HeaderBytes+6])
+	c.Frame(false, frame(reqPut, (&wire.PutReq{Drive: 4, Sums: make([]uint64, 20)}).Append(nil), nil))
 	body := wire.ErrorBody{Op: "drive.put", ID: "s9", Text: "the device is full"}
-	c.Frame(true, frame(wire.Header{Kind: wire.FrameResponse, Method: wire.MDrivePut, ID: 6, Epoch: 3, Status: wire.KindNoSpace}, body.Append(nil), nil, 0))
-	c.Frame(false, frame(wire.Header{Kind: wire.FrameRequest, Method: 0x7777, ID: 8}, []byte("later"), nil, 0))
-	c.Frame(false, frame(wire.Header{Kind: wire.FrameCancel, ID: 8}, nil, nil, 0))
+	c.Frame(true, frame(wire.Header{Kind: wire.FrameResponse, Method: wire.MDrivePut, ID: 6, Epoch: 3, Status: wire.KindNoSpace}, body.Append(nil), nil))
+	c.Frame(false, frame(wire.Header{Kind: wire.FrameRequest, Method: 0x7777, ID: 8}, []byte("later"), nil))
+	c.Frame(false, frame(wire.Header{Kind: wire.FrameCancel, ID: 8}, nil, nil))
 	refs := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, 2), 4096), 81920)
-	c.Frame(true, frame(wire.Header{Kind: wire.FrameResponse, Method: wire.MDriveSeal, ID: 9, Flags: flagByReference | 1<<7},
-		append((&wire.SealResp{Len: 12}).Append(nil), refs...), nil, 1))
+	c.Frame(true, frame(wire.Header{Kind: wire.FrameResponse, Method: wire.MDriveSeal, ID: 9, Flags: wire.FlagReferences | 1<<7, Refs: 1},
+		append((&wire.SealResp{Len: 12}).Append(nil), refs...), nil))
 	cancel()
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -178,8 +171,8 @@ func TestFilters(t *testing.T) {
 func stream() []byte {
 	proof := append([]byte("CRAKEPRF\x00\x00\x03\x00\x02\x00\x00\x00"), "cersi"...)
 	b := append(helloOf(wire.RoleCompute, 3), proof...)
-	b = append(b, frame(reqRead, askRead.Append(nil), nil, 0)...)
-	return append(b, frame(reqPut, (&wire.PutReq{Drive: 4}).Append(nil), make([]byte, 5000), 0)...)
+	b = append(b, frame(reqRead, askRead.Append(nil), nil)...)
+	return append(b, frame(reqPut, (&wire.PutReq{Drive: 4}).Append(nil), make([]byte, 5000))...)
 }
 
 // Claim: the bytes of one direction are read from the first on, and from a frame on.

@@ -7,13 +7,8 @@ import (
 	"github.com/crakefs/crake/wire"
 )
 
-// What docs/decisions/0007 adds to frames for memory that is shared.
-const (
-	flagByReference = 1 << 0 // the data is not on the stream: the end of the meta section says where it lies
-	flagReturned    = 1 << 1 // of a response: the data of the request is given back
-	kindRelease     = wire.FrameKind(6)
-	referenceBytes  = 16
-)
+// referenceBytes is the length of a reference at the end of a meta section.
+const referenceBytes = 16
 
 // Reference is a part of a data section that lies in shared memory.
 type Reference struct {
@@ -22,7 +17,7 @@ type Reference struct {
 	Offset uint64 `json:"offset"`
 }
 
-func byReference(e *Event) bool { return e.Header.Flags&flagByReference != 0 }
+func byReference(e *Event) bool { return e.Header.Flags&wire.FlagReferences != 0 }
 
 // references takes those of a frame, as far as they are there.
 func references(e *Event) (out []Reference) {
@@ -30,7 +25,7 @@ func references(e *Event) (out []Reference) {
 		return nil
 	}
 	le := binary.LittleEndian
-	n := min(int(le.Uint16(e.raw[46:])), len(e.Meta)/referenceBytes)
+	n := min(int(e.Header.Refs), len(e.Meta)/referenceBytes)
 	for b := e.Meta[len(e.Meta)-n*referenceBytes:]; len(b) > 0; b = b[referenceBytes:] {
 		out = append(out, Reference{le.Uint32(b), le.Uint32(b[4:]), le.Uint64(b[8:])})
 	}
@@ -50,7 +45,7 @@ func kindName(k wire.FrameKind) string {
 		return "cancel"
 	case wire.FrameCredit:
 		return "credit"
-	case kindRelease:
+	case wire.FrameRelease:
 		return "release"
 	}
 	return fmt.Sprintf("kind %d", k)
@@ -58,13 +53,13 @@ func kindName(k wire.FrameKind) string {
 
 // flagNames names what is set.
 func flagNames(flags uint8) (out []string) {
-	if flags&flagByReference != 0 {
+	if flags&wire.FlagReferences != 0 {
 		out = append(out, "by-reference")
 	}
-	if flags&flagReturned != 0 {
+	if flags&wire.FlagDataReturned != 0 {
 		out = append(out, "returned")
 	}
-	if rest := flags &^ (flagByReference | flagReturned); rest != 0 {
+	if rest := flags &^ (wire.FlagReferences | wire.FlagDataReturned); rest != 0 {
 		out = append(out, fmt.Sprintf("flags %#x", rest))
 	}
 	return out

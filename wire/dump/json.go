@@ -65,7 +65,7 @@ func (p *printer) json(e *Event, method wire.Method, took time.Duration) error {
 		if h.Trace != 0 {
 			j.Trace = fmt.Sprintf("%x", h.Trace)
 		}
-		if h.Kind == kindRelease {
+		if h.Kind == wire.FrameRelease {
 			j.Released = released(e)
 		}
 		if took >= 0 {

@@ -60,7 +60,7 @@ func line(e *Event, method wire.Method, took time.Duration, m wire.Message) stri
 	if method != 0 {
 		fmt.Fprintf(&b, " %s", methodName(method))
 	}
-	if h.Kind == kindRelease {
+	if h.Kind == wire.FrameRelease {
 		fmt.Fprintf(&b, " of %d loans", len(released(e)))
 	} else {
 		fmt.Fprintf(&b, " id %d", h.ID)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // reader takes frames from a stream. It is owned by the connection's reading goroutine.
@@ -231,6 +232,7 @@ func (rd *reader) response(h *wire.Header, meta []byte) error {
 			p.finish(c.lostBecause(err))
 			return err
 		}
+		c.tap.Data(false, loan.Data())
 		p.deliver(h, meta, loan.Data(), nil)
 		return nil
 	}
@@ -277,6 +279,8 @@ func (rd *reader) land(n int, use wire.Use) (data wire.Data, lack, err error) {
 		rd.parts = append(rd.parts, s.B)
 	}
 	rd.c.landed.Add(uint64(n))
+	copies.Add(copies.Landing, min(n, rd.w-rd.r))
+	copies.Add(copies.Socket, n)
 	if err := rd.fullParts(); err != nil {
 		data.Release()
 		return nil, nil, err
@@ -339,6 +343,7 @@ func (rd *reader) request(h wire.Header) error {
 			return err
 		}
 		r.req.Data = r.loan.Data()
+		rd.c.tap.Data(false, r.req.Data)
 		return rd.offer(r)
 	}
 	data, lack, err := rd.land(int(h.DataBytes), wire.UseRequest)

@@ -117,9 +117,6 @@ func (l *lender) lend(id uint64, d wire.Data, head *headBuf) (refs int) {
 		l.keep(x)
 		return 0
 	}
-	for _, b := range x.bufs {
-		b.Retain()
-	}
 	l.loans[id] = x
 	l.bytes += x.bytes
 	l.sentBytes.Add(uint64(d.Len()))
@@ -266,19 +263,11 @@ func (l *lender) returned(id uint64) bool {
 	delete(l.loans, id)
 	l.bytes -= x.bytes
 	l.mu.Unlock()
-	l.release(x)
+	l.arena.TakeBack(x.bufs)
 	l.mu.Lock()
 	l.keep(x)
 	l.mu.Unlock()
 	return true
-}
-
-// release lets the memory of a loan go. Preconditions: it is in no book, and mu is not held.
-func (l *lender) release(x *lent) {
-	l.arena.Unlend(x.bufs)
-	for _, b := range x.bufs {
-		b.Release()
-	}
 }
 
 func (l *lender) newLent() *lent {
@@ -343,6 +332,6 @@ func (l *lender) quarantine() {
 	l.loans, l.bytes = nil, 0
 	l.mu.Unlock()
 	for _, x := range loans {
-		l.release(x)
+		l.arena.TakeBack(x.bufs)
 	}
 }

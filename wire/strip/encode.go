@@ -9,6 +9,7 @@ import (
 	"github.com/klauspost/reedsolomon"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // Codecs gives the Reed-Solomon codec for each (k, m), made once. Safe for concurrent use.
@@ -72,7 +73,7 @@ func (c *Codecs) Encode(ctx context.Context, arena *wire.Arena, k, m int, data w
 	if m == 0 {
 		return strips, nil
 	}
-	buf, err := arena.Alloc(ctx, m*rows*wire.BlockSize)
+	buf, err := arena.AllocFor(ctx, m*rows*wire.BlockSize, wire.UseMore)
 	if err != nil {
 		Release(strips)
 		return nil, err
@@ -89,6 +90,7 @@ func (c *Codecs) Encode(ctx context.Context, arena *wire.Arena, k, m int, data w
 		Release(strips)
 		return nil, wire.E("stripe.encode", wire.KindOther, "", err)
 	}
+	copies.Add(copies.Parity, m*rows*wire.BlockSize)
 	for p := k; p < k+m; p++ {
 		strips[p].Sums = Sums(strips[p].Data)
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 	"github.com/crakefs/crake/wire/rpc"
 )
 
@@ -381,7 +382,7 @@ func (r *Reader) accept(ctx context.Context, d wire.Data, sums []uint64) (wire.D
 
 // compact copies d into one Buf.
 func (r *Reader) compact(ctx context.Context, d wire.Data) (wire.Data, error) {
-	buf, err := r.c.Arena.Alloc(ctx, d.Len())
+	buf, err := r.c.Arena.AllocFor(ctx, d.Len(), wire.UseMore)
 	if err != nil {
 		return nil, err
 	}
@@ -389,6 +390,7 @@ func (r *Reader) compact(ctx context.Context, d wire.Data) (wire.Data, error) {
 	for _, s := range d {
 		n += copy(buf.Bytes()[n:], s.B)
 	}
+	copies.Add(copies.Gather, n)
 	return buf.Data(n), nil
 }
 

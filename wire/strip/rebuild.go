@@ -7,6 +7,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // rebuild is the work of making rows [lo, hi) of strips that cannot be had from other strips of the stripe.
@@ -152,7 +153,7 @@ func (rb *rebuild) verdict(p *piece) error {
 // come out right. ok tells whether every row has its checksum.
 func (rb *rebuild) decode(o *op, p *piece, search bool) (d wire.Data, ok bool, err error) {
 	sure, maybe := rb.sources(p.pos)
-	buf, err := o.r.c.Arena.Alloc(o.ctx, len(p.sums)*wire.BlockSize)
+	buf, err := o.r.c.Arena.AllocFor(o.ctx, len(p.sums)*wire.BlockSize, wire.UseMore)
 	if err != nil {
 		return nil, false, err
 	}
@@ -182,6 +183,7 @@ func (rb *rebuild) decode(o *op, p *piece, search bool) (d wire.Data, ok bool, e
 		}
 		i += n
 	}
+	copies.Add(copies.Parity, len(p.sums)*wire.BlockSize)
 	d = buf.Data(len(p.sums) * wire.BlockSize)
 	return d, mismatch(d, p.sums) < 0, nil
 }

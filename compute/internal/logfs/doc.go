@@ -12,7 +12,8 @@
 // A Sync of the WAL, step by step: Write has copied the bytes behind room for a head; Sync writes the head (and moves the
 // payload into its block if it fits there), and sends the one buffer to m+1 drives at once. If a drive fails, the segment
 // ends at its acknowledged length and the same record goes to a new one, whose first record tells the place in the file
-// where it goes on: what older segments have beyond that place was never acknowledged and does not count.
+// where it goes on: what older segments have beyond that place was never acknowledged and does not count. A drive that has not answered may
+// still read the buffer: then the record moves to new memory before its head is written again. A buffer that cannot grow at once is sent as it is.
 //
 // Errors: a write is repeated until it succeeds, the bucket is deposed or the FS is closed, because Pebble cannot go on
 // after a failed WAL write. Only tables give KindNoSpace at once. Reads are repeated for ReadPatience.
@@ -24,5 +25,6 @@
 //
 // How it fails, and the test: drives missing at open in any combination (TestOpenEveryLoss), torn and unequal tails
 // (TestTornTail), crash at any request of writes and of recovery itself (TestPebbleCrash, TestRecoveryCrash), a renamed
-// or created file half done (TestRenameCrash), descriptions of an owner long gone (TestGhost).
+// or created file half done (TestRenameCrash), descriptions of an owner long gone (TestGhost), a drive
+// that has not answered and still reads what it was sent (TestLentMemory; storetest looks in every test).
 package logfs

@@ -8,6 +8,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // segRef is a segment of a log and the part [start, end) of the file that counts of it.
@@ -29,11 +30,12 @@ func (n *node) logWrite(p []byte) error {
 				return err
 			}
 		}
-		if err := n.grow(wire.BlockSize, MaxRecordBytes); err != nil {
+		if err := n.grow(wire.BlockSize, MaxRecordBytes, n.logSync); err != nil {
 			return err
 		}
 		n.mu.Lock()
 		c := copy(n.buf.Bytes()[wire.BlockSize+n.bufLen:], p)
+		copies.Add(copies.Meta, c)
 		n.bufLen += c
 		n.modTime = time.Now()
 		n.mu.Unlock()
@@ -113,7 +115,7 @@ func (n *node) logAppend(rec *wire.SegRecord) error {
 		n.mu.Lock()
 		start = n.saved()
 		n.mu.Unlock()
-		head, err := n.fs.b.Store().Arena().Alloc(n.fs.ctx, wire.BlockSize)
+		head, err := n.fs.b.Store().Arena().AllocFor(n.fs.ctx, wire.BlockSize, wire.UseMore)
 		if err != nil {
 			return err
 		}
@@ -249,6 +251,7 @@ func (fs *FS) readRecords(ctx context.Context, id wire.StripID, r replica, s *sc
 		if err != nil {
 			return n, err
 		}
+		copies.Add(copies.Meta, rec.Payload)
 		if *first {
 			*first = false
 		} else if rec.Sums == nil {

@@ -210,16 +210,29 @@ func (fs *FS) putMeta(number uint64, b []byte) (placed, error) {
 }
 
 // grow makes room for at least one byte more in buf, which has `room` bytes before the content and at most limit bytes
-// of content, and makes sure that nobody else reads it. n.write is held.
-func (n *node) grow(room, limit int) error {
+// of content, and makes sure that nobody else reads it. Where a longer buffer is not to be had at once the content goes to the drives by
+// send: waiting for memory with some in the hand, each table and log could wait for the others. n.write is held.
+func (n *node) grow(room, limit int, send func() error) error {
 	have := 0
 	if n.buf != nil {
-		have = len(n.buf.Bytes()) - room
-		if n.bufLen < have {
+		if have = len(n.buf.Bytes()) - room; n.bufLen < have {
 			return n.own(room)
 		}
+		want := room + min(4*have, limit)
+		if buf := n.arena().TryAlloc(want); buf != nil {
+			n.move(buf, room)
+			return nil
+		}
+		if err := send(); err != nil {
+			return err
+		}
 	}
-	return n.move(room, min(max(firstPendBytes, 4*have), limit))
+	buf, err := n.arena().Alloc(n.fs.ctx, room+min(firstPendBytes, limit))
+	if err != nil {
+		return err
+	}
+	n.move(buf, room)
+	return nil
 }
 
 // own makes sure that nobody else reads buf, before it is written: a drive that was sent it and has not answered may still do so. Then
@@ -228,15 +241,16 @@ func (n *node) own(room int) error {
 	if n.buf == nil || !n.buf.Shared() {
 		return nil
 	}
-	return n.move(room, len(n.buf.Bytes())-room)
-}
-
-// move gives buf new memory for want bytes of content, and takes the content there. n.write is held.
-func (n *node) move(room, want int) error {
-	buf, err := n.fs.b.Store().Arena().Alloc(n.fs.ctx, room+want)
+	buf, err := n.arena().AllocFor(n.fs.ctx, len(n.buf.Bytes()), wire.UseMore)
 	if err != nil {
 		return err
 	}
+	n.move(buf, room)
+	return nil
+}
+
+// move makes buf the memory of what is not on drives, and takes the content there. n.write is held.
+func (n *node) move(buf *wire.Buf, room int) {
 	n.mu.Lock()
 	old := n.buf
 	if old != nil {
@@ -247,5 +261,6 @@ func (n *node) move(room, want int) error {
 	if old != nil {
 		old.Release()
 	}
-	return nil
 }
+
+func (n *node) arena() *wire.Arena { return n.fs.b.Store().Arena() }

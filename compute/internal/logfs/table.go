@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 	"github.com/crakefs/crake/wire/strip"
 )
 
@@ -22,7 +23,7 @@ func (n *node) tableWrite(p []byte) error {
 	n.dirty = true
 	limit := n.fs.chunkBytes()
 	if inline := n.inline; len(inline) > 0 {
-		if err := n.grow(0, limit); err != nil {
+		if err := n.grow(0, limit, n.flushChunk); err != nil {
 			return err
 		}
 		n.mu.Lock()
@@ -35,11 +36,12 @@ func (n *node) tableWrite(p []byte) error {
 				return err
 			}
 		}
-		if err := n.grow(0, limit); err != nil {
+		if err := n.grow(0, limit, n.flushChunk); err != nil {
 			return err
 		}
 		n.mu.Lock()
 		c := copy(n.buf.Bytes()[n.bufLen:], p)
+		copies.Add(copies.Meta, c)
 		n.bufLen += c
 		n.modTime = time.Now()
 		n.mu.Unlock()
@@ -213,6 +215,7 @@ func (n *node) readTable(ctx context.Context, p []byte, off int64) error {
 	}
 	for i, d := range ds {
 		copyOut(p[:parts[i].bytes], d, parts[i].skip)
+		copies.Add(copies.Meta, parts[i].bytes)
 		p = p[parts[i].bytes:]
 		d.Release()
 	}
@@ -301,11 +304,12 @@ func (n *node) rewrite() error {
 		content = nil
 	}
 	for len(content) > 0 {
-		if err := n.grow(0, n.fs.chunkBytes()); err != nil {
+		if err := n.grow(0, n.fs.chunkBytes(), n.flushChunk); err != nil {
 			return err
 		}
 		n.mu.Lock()
 		n.bufLen = copy(n.buf.Bytes(), content)
+		copies.Add(copies.Meta, n.bufLen)
 		n.mu.Unlock()
 		content = content[n.bufLen:]
 		if err := n.flushChunk(); err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -201,6 +202,7 @@ func (b *Bucket) blockOf(ctx context.Context, data []byte) (*piece, error) {
 	}
 	block := buf.Bytes()
 	clear(block[copy(block, data):])
+	copies.Add(copies.Inline, len(data))
 	return &piece{length: uint64(len(data)), sums: []uint64{xxhash.Sum64(block)}, data: buf.Data(wire.BlockSize)}, nil
 }
 
@@ -493,6 +495,7 @@ func (w *writeOp) intoInode(t *tx, n *inode, f *fileWrite) error {
 	for _, s := range block {
 		data = append(data, s.B...)
 	}
+	copies.Add(copies.Inline, len(data))
 	// From here on the database's checksum covers it; so this is where the writer's must be verified.
 	if xxhash.Sum64(data) != run.Sums[0] {
 		return wire.Errorf("meta.write", wire.KindCorrupt, inoName(f.req.Ino), "block at 0 fails its checksum")

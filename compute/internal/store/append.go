@@ -152,7 +152,7 @@ func (b *Bucket) appendBatch(batch []*appendWait) (loc wire.Location, block uint
 // appendRecord appends a record to the open segment. Its head is new memory each time: a drive that has not answered may still read
 // the last one.
 func (b *Bucket) appendRecord(rec *wire.SegRecord, payload wire.Data) error {
-	head, err := b.s.c.Arena.Alloc(b.ctx, wire.BlockSize)
+	head, err := b.s.c.Arena.AllocFor(b.ctx, wire.BlockSize, wire.UseMore)
 	if err != nil {
 		return wire.E("bucket.append", wire.KindUnavailable, b.name(), err)
 	}

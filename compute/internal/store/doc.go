@@ -24,5 +24,7 @@
 // Reading order: store.go, bucket.go, place.go, put.go, segment.go, append.go, delete.go, space.go.
 //
 // How it fails, and the test: drives down in any combination (TestStripeEveryLoss), drives failing during concurrent
-// appends (TestAppendFailures), a newer owner (TestDeposed), full drives (TestNoSpace), hung drives (TestHungDrive).
+// appends (TestAppendFailures), a newer owner (TestDeposed), full drives (TestNoSpace), hung drives (TestHungDrive); all of the
+// arena held by those who want parity (TestParityOfAFullArena). The memory of a request that failed is not written to: storetest holds on to it
+// and looks, in every test.
 package store

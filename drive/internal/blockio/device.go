@@ -12,6 +12,7 @@ import (
 
 	"github.com/crakefs/crake/drive/internal/uring"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // Align is the alignment, in bytes, of every offset, length and memory address of an IO: one block.
@@ -161,6 +162,7 @@ func areSimple(parts [][]byte) bool {
 
 // gather copies the parts into one.
 func gather(parts [][]byte, total int) []byte {
+	copies.Add(copies.Gather, total)
 	b := AlignedBytes(total)
 	at := 0
 	for _, p := range parts {

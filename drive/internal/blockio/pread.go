@@ -4,6 +4,8 @@ import (
 	"io"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // preadDevice does each IO by a blocking system call of its caller's thread.
@@ -33,7 +35,7 @@ func (d *preadDevice) ReadAt(p []byte, off int64) error {
 		if err := d.ReadAt(b, off); err != nil {
 			return err
 		}
-		copy(p, b)
+		copies.Add(copies.Gather, copy(p, b))
 		return nil
 	}
 	for n := 0; n < len(p); { // whole blocks, also after a short one
@@ -58,7 +60,7 @@ func (d *preadDevice) WriteAt(p []byte, off int64) error {
 	}
 	if !isAligned(p) {
 		b := AlignedBytes(len(p)) // rare: data lives in aligned Bufs
-		copy(b, p)
+		copies.Add(copies.Gather, copy(b, p))
 		return d.WriteAt(b, off)
 	}
 	return d.write(p, off, 0)

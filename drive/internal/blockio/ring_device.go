@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // ringDevice is a file or block device whose IO a ring does. The synchronous methods start an IO and wait for it.
@@ -102,7 +103,7 @@ func (d *ringDevice) ReadAt(p []byte, off int64) error {
 	if err := d.do(IO{P: b, Off: off}); err != nil {
 		return err
 	}
-	copy(p, b)
+	copies.Add(copies.Gather, copy(p, b))
 	return nil
 }
 

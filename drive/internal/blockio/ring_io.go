@@ -9,6 +9,7 @@ import (
 
 	"github.com/crakefs/crake/drive/internal/uring"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // prepare makes an IO of what its user has set.
@@ -55,7 +56,7 @@ func (io *IO) prepareWrite() {
 	switch {
 	case io.Vec == nil && !isAligned(io.P):
 		io.rest = AlignedBytes(n) // rare: data lives in aligned Bufs
-		copy(io.rest, io.P)
+		copies.Add(copies.Gather, copy(io.rest, io.P))
 	case len(io.Vec) == 1 && isAligned(io.Vec[0]):
 		io.rest = io.Vec[0]
 	case io.Vec != nil && !areSimple(io.Vec):

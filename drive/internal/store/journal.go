@@ -7,6 +7,7 @@ import (
 	"github.com/crakefs/crake/drive/internal/blockio"
 	"github.com/crakefs/crake/drive/internal/format"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // journal is the index journal: a ring of batches. Operations submit records, and are called when they are written. One batch is
@@ -189,6 +190,8 @@ func (j *journal) begin() {
 	for _, t := range j.batch {
 		at += copy(j.buf[at:], t.bytes)
 	}
+	copies.Add(copies.Meta, at)
+	copies.Add(copies.Submitted, j.head.Blocks*format.BlockSize)
 	j.head.Encode(j.buf)
 	j.write.io.P = j.buf[:j.head.Blocks*format.BlockSize]
 	j.write.io.Off = j.sb.JournalOff + int64(j.pos)*format.BlockSize

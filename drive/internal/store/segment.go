@@ -3,6 +3,7 @@ package store
 import (
 	"github.com/crakefs/crake/drive/internal/format"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // checkChain verifies that data is whole records of the segment that chain from offset: ids, offsets, lengths and the
@@ -49,6 +50,7 @@ func appendBytes(dst []byte, data wire.Data, off, n int) []byte {
 		}
 		part := p.B[off:min(len(p.B), off+n)]
 		dst = append(dst, part...)
+		copies.Add(copies.Meta, len(part))
 		if n -= len(part); n == 0 {
 			break
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/crakefs/crake/drive/internal/index"
 	"github.com/crakefs/crake/drive/internal/sched"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // Writing is a Put or an Append under way; see Store.StartPut and StartAppend. The zero value is ready for use, and it may be used again
@@ -166,6 +167,7 @@ func (w *Writing) forget() {
 // writeRuns writes the data over runs of the same length, each piece when its turn has come, with the next Kick; written tells how it
 // went. Preconditions: await counts one leave for it.
 func (w *Writing) writeRuns(runs []format.Run) {
+	copies.Add(copies.Submitted, w.Data.Len())
 	rest := cursor{data: w.Data}
 	w.n = 0
 	for _, r := range runs {

@@ -106,7 +106,7 @@ func (in *inode) published(began lease.Token, meta uint64, err error, attr *wire
 func (fs *FS) writeReq(ctx context.Context, b wire.BucketID, sends []*send) (*wire.WriteReq, wire.Data, error) {
 	req := &wire.WriteReq{Bucket: b}
 	var data wire.Data
-	alloc := func() (*wire.Buf, error) { return fs.c.Arena.Alloc(ctx, wire.BlockSize) }
+	alloc := func() (*wire.Buf, error) { return fs.c.Arena.AllocFor(ctx, wire.BlockSize, wire.UseMore) }
 	for _, s := range sends {
 		err := s.batch.Partial(alloc, func(off uint64, block []byte, lo, hi int) error {
 			return fs.readBase(ctx, s.in, off, block, lo, hi)

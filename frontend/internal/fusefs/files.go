@@ -10,6 +10,7 @@ import (
 	"github.com/crakefs/crake/frontend/internal/core"
 	"github.com/crakefs/crake/frontend/internal/locks"
 	"github.com/crakefs/crake/wire"
+	"github.com/crakefs/crake/wire/copies"
 )
 
 // openFlags: the kernel keeps no data but the pages of mmaps, and does not make writers to one file wait for each other.
@@ -64,6 +65,7 @@ func (r result) Bytes(buf []byte) ([]byte, fuse.Status) {
 	for _, s := range r.b.Slices() {
 		buf = append(buf, s...)
 	}
+	copies.Add(copies.Gather, len(buf))
 	return buf, fuse.OK
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/crakefs/crake/mgmt/api"
 	"github.com/crakefs/crake/wire"
 	"github.com/crakefs/crake/wire/capture"
+	"github.com/crakefs/crake/wire/copies"
 	"github.com/crakefs/crake/wire/route"
 )
 
@@ -183,6 +184,7 @@ func serve(ctx context.Context, validate func() error, run func(context.Context)
 	if err := validate(); err != nil {
 		return err
 	}
+	defer copies.Watch(logger())()
 	err := run(ctx)
 	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
