@@ -92,6 +92,27 @@ func (m *mixed) restartMgmt(bin string) {
 	must(m.t, m.c.WaitState(devcluster.UpTimeout, "all processes", devcluster.AllUp))
 }
 
+// spread waits until each compute serves its share of the buckets: one that has just come back gets it only after a while.
+func (m *mixed) spread() {
+	m.t.Helper()
+	eventually(m.t, devcluster.UpTimeout, func() string {
+		var all []api.Bucket
+		if err := m.c.JSON(&all, "cluster", "bucket"); err != nil {
+			return err.Error()
+		}
+		served := map[string]int{}
+		for _, b := range all {
+			if b.State == "serving" {
+				served[b.Owner]++
+			}
+		}
+		if served["compute0"] < len(all)/2 || served["compute1"] < len(all)/2 {
+			return fmt.Sprintf("of %d buckets computes serve %v", len(all), served)
+		}
+		return ""
+	})
+}
+
 // logged gives the lines of a process's log.
 func (m *mixed) logged(name string) string {
 	m.t.Helper()
@@ -123,6 +144,11 @@ func mixedVersions(t *testing.T, next string) {
 		}
 	}
 	drives, computes := []string{"drive0", "drive1", "drive2", "drive3"}, []string{"compute0", "compute1"}
+	transact := func() { // computes take part in each other's transactions
+		t.Helper()
+		m.spread()
+		shared.alive(40, 20*time.Second)
+	}
 	begin := time.Now()
 	// A Gray code: each of the eight combinations of the three roles, each with both frontends, by one change at a time.
 	alive()
@@ -131,7 +157,7 @@ func mixedVersions(t *testing.T, next string) {
 		func() { m.restart(next, drives...) },
 		func() { m.restart(crakeBin, computes...) },
 		func() { m.restartMgmt(next) },
-		func() { m.restart(next, computes...) },
+		func() { m.restart(next, computes...); transact() },
 		func() { m.restart(crakeBin, drives...) },
 		func() { m.restart(crakeBin, computes...) },
 		func() { m.restart(next, "drive1", "drive3", "compute1") }, // and mixed within a role
@@ -147,7 +173,7 @@ func mixedVersions(t *testing.T, next string) {
 	must(t, err)
 	must(t, m.c.WaitState(devcluster.UpTimeout, "mgmt", devcluster.AllUp))
 	alive()
-	shared.alive(40, 20*time.Second) // computes of both versions take part in the same transactions
+	transact() // now computes of both versions
 	shared.check()
 	loads[1].check()
 	m.restart(next, "frontend1")

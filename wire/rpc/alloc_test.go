@@ -27,12 +27,12 @@ func TestCallAllocatesNothing(t *testing.T) {
 
 func allocatesNothing(t *testing.T, transport, way string, n int) {
 	w := newWorld(t, transport)
-	var err error
-	if w.serverA, err = wire.NewArena(64 << 20); err != nil { // ArenaDebug does not use Bufs again
-		t.Fatal(err)
-	}
-	if w.clientA, err = wire.NewArena(64 << 20); err != nil {
-		t.Fatal(err)
+	for _, a := range []**wire.Arena{&w.serverA, &w.clientA} {
+		var err error
+		if *a, err = wire.NewArena(64 << 20); err != nil { // ArenaDebug does not use Bufs again
+			t.Fatal(err)
+		}
+		closeArena(t, *a)
 	}
 	w.server.Arena, w.client.Arena = w.serverA, w.clientA
 	answer := func() wire.Data {

@@ -47,12 +47,12 @@ func BenchmarkBare(b *testing.B) {
 
 func benchWorld(b *testing.B, transport string) *Conn {
 	w := newWorld(b, transport)
-	var err error
-	if w.serverA, err = wire.NewArena(64 << 20); err != nil {
-		b.Fatal(err)
-	}
-	if w.clientA, err = wire.NewArena(64 << 20); err != nil {
-		b.Fatal(err)
+	for _, a := range []**wire.Arena{&w.serverA, &w.clientA} {
+		var err error
+		if *a, err = wire.NewArena(64 << 20); err != nil { // without ArenaDebug, which costs time
+			b.Fatal(err)
+		}
+		closeArena(b, *a)
 	}
 	w.server.Arena, w.client.Arena = w.serverA, w.clientA
 	w.server.Handler = func(ctx context.Context, r *Request) (wire.Message, wire.Data, error) {

@@ -70,13 +70,18 @@ func testArena(t testing.TB, size int) *wire.Arena {
 	if err != nil {
 		t.Fatal(err)
 	}
+	closeArena(t, a)
+	return a
+}
+
+// closeArena closes an arena when all else is cleaned up, and fails the test if any of it is lent or taken then.
+func closeArena(t testing.TB, a *wire.Arena) {
 	t.Cleanup(func() {
 		eventually(t, "what is lent to come back", func() bool { return a.Stats().Lent == 0 })
 		if err := a.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return a
 }
 
 // checkGoroutines fails the test if goroutines of this package are left when all else is cleaned up.
