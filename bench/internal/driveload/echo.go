@@ -19,7 +19,7 @@ func ServeEcho(ctx context.Context, addr string, cluster wire.ClusterID, spin *s
 	e := &echo{arena: arena}
 	l, err := rpc.Listen(addr, rpc.Options{
 		Self: rpc.Self{Cluster: cluster, Role: wire.RoleDrive, Proc: 2, Version: "echo"}, Arena: arena, Handler: e.handle, Start: e.start,
-		Spin: spin,
+		Spin: spin, Shm: true,
 	})
 	if err != nil {
 		return err

@@ -58,7 +58,7 @@ func Dial(ctx context.Context, cfg Config) (*Session, error) {
 	s.next.Store(firstWritten)
 	s.conn, err = rpc.Dial(ctx, cfg.Addr, rpc.Options{
 		Self: rpc.Self{Cluster: cfg.Cluster, Role: wire.RoleCompute, Proc: askerProc, Version: "drivespeed"}, Arena: arena, Identity: cfg.Identity,
-		Spin: cfg.Spin,
+		Spin: cfg.Spin, Shm: true,
 	})
 	if err != nil {
 		return nil, errors.Join(err, arena.Close())
