@@ -247,9 +247,6 @@ func TestWindow(t *testing.T) {
 // connection goes on; when the caller's is, the call is.
 func TestArenaExhausted(t *testing.T) {
 	eachTransport(t, func(t *testing.T, w *world) {
-		if w.server.Spin == nil { // one that spins has the process's only scheduler processor
-			t.Parallel() // it mostly waits
-		}
 		w.serve()
 		c := w.dial()
 		d := w.data(1<<20, 1)
