@@ -7,6 +7,6 @@
 // model fuzz.
 //
 // The tests need root, /dev/fuse, fio, git, sqlite3, python3, openssl and the Go toolchain, and fail without. They run one after the
-// other, because each measures or loads the machine. -short makes the long ones smaller. CRAKE_BIN names the binary to
+// other, because each measures or loads the machine; those that mostly wait run side by side at the end. -short makes the long ones smaller. CRAKE_BIN names the binary to
 // test; without it the test builds one. CRAKE_SEED replays the random choices of a run, which each test prints.
 package e2e

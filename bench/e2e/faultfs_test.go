@@ -156,6 +156,7 @@ func (f *faultFile) Fsync(ctx context.Context, _ fs.FileHandle, _ uint32) syscal
 // A drive whose device becomes slow is told of, then failed, while its peers set the measure; one whose device hangs is failed
 // as well. The load goes on, and both are used again when they are well.
 func TestS9SlowAndHungDevices(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c := prepare(t, devcluster.Options{Drives: 7, DriveSize: "256MiB"})
 	must(t, c.Up())
 	must(t, c.Down())

@@ -159,6 +159,7 @@ func moveDrives(t *testing.T, c *devcluster.Cluster, where func(id int, path str
 // A block device that takes no more writes (a disk that has used up its spare blocks, or a path that was made read-only): the
 // drive fails, whether its process survives or has to start again and again. Made whole and activated, it is used again.
 func TestS9ReadOnlyDevice(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c := prepare(t, devcluster.Options{DriveSize: "256MiB"})
 	must(t, c.Up())
 	must(t, c.Down())
@@ -193,6 +194,7 @@ func TestS9ReadOnlyDevice(t *testing.T) {
 // A drive that is missing when the cluster starts: everything else comes up, the drive fails after half a minute of trying, is not
 // tried any more, and comes back by activate when the file is there again.
 func TestS9MissingDrive(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c := start(t, devcluster.Options{DriveSize: "256MiB"})
 	r := random(t)
 	sums := map[string]string{"f": writeRandom(t, filepath.Join(c.Mount, "f"), 16<<20, r)}

@@ -28,6 +28,8 @@ type file struct {
 	fd   int // of f; f keeps it open
 	size int64
 	info Info
+	// inCall says that io_uring may do IO on it inside of the call that submits it.
+	inCall bool
 }
 
 // openFile opens path; a device that is in use it tries again for a while: see Engine.Open.
@@ -95,6 +97,9 @@ func (d *file) setUp() error {
 	if err != nil {
 		return wire.E("device.open", wire.KindIO, path, err)
 	}
+	if d.inCall, err = worksInCall(d.fd, d.info.Block); err != nil {
+		return wire.E("device.open", wire.KindIO, path, err)
+	}
 	d.info.FUA, err = canFUA(d.fd, d.info.Block)
 	if err != nil {
 		return wire.E("device.open", wire.KindIO, path, err)
@@ -133,6 +138,24 @@ func flushPolicy(fd int, isBlock bool) (policy string, needs, fast bool, err err
 		return flushThrough, false, false, nil
 	}
 	return flushSync, true, false, nil
+}
+
+// worksInCall says whether io_uring may do IO on the file inside of the call that submits it, for as long as the device takes. Not on block devices
+// and the filesystems that can be asked not to wait, and say so where they would have to: then a worker of the kernel does it. Every other one is
+// suspected, such as FUSE, which does.
+func worksInCall(fd int, isBlock bool) (bool, error) {
+	if isBlock {
+		return false, nil
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return false, fmt.Errorf("statfs: %w", err)
+	}
+	switch fs.Type {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+		return false, nil
+	}
+	return true, nil
 }
 
 // canFUA says whether the block device, or that on which the file's filesystem lies, writes through its cache when asked to. Where that

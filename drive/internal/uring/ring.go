@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -27,18 +26,13 @@ type Ring struct {
 	sqHead, sqTail, sqFlags *uint32
 	cqHead, cqTail          *uint32
 
+	tell atomic.Bool // see Tell
+
 	// The submitting side's.
 	tail uint32 // of the submission ring
-	tell int    // how many calls to come the runtime is told of; see Submit
 	// The reaping side's.
 	head uint32 // of the completion ring
 }
-
-// A submission that takes longer than longSubmit, ten times that of a full ring, makes the runtime be told of the next tellCalls.
-const (
-	longSubmit = 2 * time.Millisecond
-	tellCalls  = 1000
-)
 
 // Setup is the system call io_uring_setup, or what a test puts in its place.
 type Setup func(entries uint32, p *Params) (fd int, err error)
@@ -195,29 +189,25 @@ func (r *Ring) Pending() (int, error) {
 // Submit gives n entries to the kernel; it may consume fewer, without an error. Errors: EINTR, EAGAIN and ENOMEM (no memory for a
 // request), EBUSY (completions have overflowed): try again, the latter after reaping. Others stay.
 //
-// The call is raw: it should not wait, so the scheduler need not know of it. That saves up to a switch of threads for each, when
+// The call is raw: it does not wait, so the scheduler need not know of it. That saves up to a switch of threads for each, when
 // the runtime takes the processor away from a call of more than 20 microseconds: a submission of 32 IOs takes about 100.
 //
-// But some files do their IO inside of the call (those of FUSE, of some network filesystems), and when such a device is slow the
-// whole process stood still in it, its heartbeats too: so once a call has been long, the runtime is told of those that follow. To know
-// that, two looks at the clock: 0.3 us (BenchmarkClock, where the clock is a slow one), of 1.5 us that a call takes which begins nothing
-// (BenchmarkSubmit). To be told costs a call that is short no more than can be measured; it is the long ones, of many IOs, that it would.
+// But some files do their IO inside of the call; see Tell.
 func (r *Ring) Submit(n int) error {
-	began := time.Now()
 	call := unix.RawSyscall6
-	if r.tell > 0 {
-		r.tell--
+	if r.tell.Load() {
 		call = unix.Syscall6
 	}
-	_, _, errno := call(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(n), 0, 0, 0, 0)
-	if time.Since(began) > longSubmit {
-		r.tell = tellCalls
-	}
-	if errno != 0 {
+	if _, _, errno := call(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(n), 0, 0, 0, 0); errno != 0 {
 		return errno
 	}
 	return nil
 }
+
+// Tell makes the runtime be told of each submission from now on. It must be before IO begins on a file whose IO may happen inside of the
+// call (those of FUSE, of some network filesystems): while such a device is slow, or for ever when it hangs, the only scheduler processor
+// would stand still in it, and with it the whole process, its heartbeats too.
+func (r *Ring) Tell() { r.tell.Store(true) }
 
 // Reap copies completions to out, frees their places, and gives their number.
 func (r *Ring) Reap(out []CQE) (int, error) {
