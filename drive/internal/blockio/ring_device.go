@@ -37,9 +37,6 @@ func newRingDevice(g *ring, f *file) (*ringDevice, error) {
 	if place < 0 {
 		return nil, wire.Errorf("device.open", wire.KindOverLimit, f.info.Path, "more than %d devices in one process", maxDevices)
 	}
-	if f.inCall {
-		g.r.Tell()
-	}
 	if err := g.r.UpdateFile(place, f.fd); err != nil {
 		g.freePlace(place)
 		return nil, wire.E("device.open", wire.KindIO, f.info.Path, err)

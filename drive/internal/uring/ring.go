@@ -26,8 +26,6 @@ type Ring struct {
 	sqHead, sqTail, sqFlags *uint32
 	cqHead, cqTail          *uint32
 
-	tell atomic.Bool // see Tell
-
 	// The submitting side's.
 	tail uint32 // of the submission ring
 	// The reaping side's.
@@ -192,22 +190,14 @@ func (r *Ring) Pending() (int, error) {
 // The call is raw: it does not wait, so the scheduler need not know of it. That saves up to a switch of threads for each, when
 // the runtime takes the processor away from a call of more than 20 microseconds: a submission of 32 IOs takes about 100.
 //
-// But some files do their IO inside of the call; see Tell.
+// Some files do their IO inside of the call (those of FUSE, of some network filesystems): while such a device is slow, or for ever when it
+// hangs, the only scheduler processor would stand still in it, and so would whoever else wants the ring, in the kernel. No ring is for them.
 func (r *Ring) Submit(n int) error {
-	call := unix.RawSyscall6
-	if r.tell.Load() {
-		call = unix.Syscall6
-	}
-	if _, _, errno := call(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(n), 0, 0, 0, 0); errno != 0 {
+	if _, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(n), 0, 0, 0, 0); errno != 0 {
 		return errno
 	}
 	return nil
 }
-
-// Tell makes the runtime be told of each submission from now on. It must be before IO begins on a file whose IO may happen inside of the
-// call (those of FUSE, of some network filesystems): while such a device is slow, or for ever when it hangs, the only scheduler processor
-// would stand still in it, and with it the whole process, its heartbeats too.
-func (r *Ring) Tell() { r.tell.Store(true) }
 
 // Reap copies completions to out, frees their places, and gives their number.
 func (r *Ring) Reap(out []CQE) (int, error) {
