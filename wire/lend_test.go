@@ -7,22 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func lendArena(t *testing.T, size int) *Arena {
-	a, err := NewArena(size, ArenaDebug())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return a
-}
-
 // Claim: at most half of an arena is lent, each Buf counted once however often it is lent; a refusal changes nothing.
 func TestLendHalf(t *testing.T) {
-	a := lendArena(t, 1<<20)
+	a := newTestArena(t, 1<<20)
 	var bufs []*Buf
 	for range 3 {
 		bufs = append(bufs, a.TryAlloc(200<<10))
@@ -55,7 +42,7 @@ func TestLendHalf(t *testing.T) {
 
 // Claim: Trim leaves memory alone that is lent although its owner has released it, and takes it when it has come back.
 func TestTrimLeavesLent(t *testing.T) {
-	a := lendArena(t, 4<<20)
+	a := newTestArena(t, 4<<20)
 	b := a.TryAlloc(1 << 20)
 	copy(b.Bytes(), bytes.Repeat([]byte{7}, 1<<20))
 	seen := b.Bytes()
@@ -132,7 +119,7 @@ func over(life int) bool {
 // Claim: a loan is over when all of its parts are released and, of a request, it is answered, whichever comes last; its memory is held
 // until then, and after the connection has let it go, and so is that of the peer through whom it came.
 func TestLoan(t *testing.T) {
-	a := lendArena(t, 1<<20)
+	a := newTestArena(t, 1<<20)
 	own := a.TryAlloc(8192)
 	copy(own.Bytes(), "hello")
 	peer, peerLife := foreign(t, a, nil)
@@ -186,7 +173,7 @@ func TestLoan(t *testing.T) {
 
 // Claim: the descriptor that goes to others cannot be written through, and the memory's size cannot change under those who have mapped it.
 func TestDescriptorIsReadOnly(t *testing.T) {
-	a := lendArena(t, 1<<20)
+	a := newTestArena(t, 1<<20)
 	fd, err := a.Descriptor()
 	if err != nil {
 		t.Fatal(err)

@@ -27,7 +27,6 @@ import (
 	"github.com/crakefs/crake/bench/internal/fio"
 	"github.com/crakefs/crake/bench/internal/pinned"
 	"github.com/crakefs/crake/wire/procfs"
-	"github.com/crakefs/crake/wire/spin"
 )
 
 // config is what the command line says.
@@ -206,17 +205,6 @@ const echoCommand = "echo"
 func echoMain(addr string, spins bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	s, end := startSpinner(ctx, spins)
+	s, end := pinned.Spinner(ctx, spins)
 	return errors.Join(driveload.ServeEcho(ctx, addr, benchCluster, s), end())
-}
-
-// startSpinner starts a spinner where one is wanted, else gives nil. end waits until it has ended with ctx.
-func startSpinner(ctx context.Context, wanted bool) (s *spin.Spinner, end func() error) {
-	if !wanted {
-		return nil, func() error { return nil }
-	}
-	s = spin.New()
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	return s, func() error { return <-done }
 }

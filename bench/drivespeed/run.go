@@ -28,7 +28,7 @@ func run(ctx context.Context, cfg *config, progress io.Writer) (rep *report, err
 	r := &runner{cfg: cfg, rep: newReport(cfg), progress: progress}
 	sctx, cancel := context.WithCancel(ctx)
 	var end func() error
-	r.spin, end = startSpinner(sctx, cfg.spin)
+	r.spin, end = pinned.Spinner(sctx, cfg.spin)
 	defer func() {
 		cancel()
 		err = errors.Join(err, end())

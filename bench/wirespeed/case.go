@@ -109,7 +109,7 @@ func (c benchCase) measure(ctx context.Context, cfg *config, way string) (s samp
 		return s, err
 	}
 	defer func() { err = errors.Join(err, peer.End(endPatience)) }()
-	spinner, end := startSpinner(ctx, c.layout == spinning)
+	spinner, end := pinned.Spinner(ctx, c.layout == spinning)
 	defer func() { err = errors.Join(err, end()) }()
 	defer cancel()
 	a, err := c.connect(ctx, way, path, spinner)

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/crakefs/crake/wire/spin"
+	"github.com/crakefs/crake/bench/internal/pinned"
 )
 
 // serveCommand makes this binary the answering side: its way, its socket, whether it spins.
@@ -16,7 +16,7 @@ const serveCommand = "serve"
 func serveMain(way, path string, spins bool) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	s, end := startSpinner(ctx, spins)
+	s, end := pinned.Spinner(ctx, spins)
 	serve := serveCrake
 	if way == wayBare {
 		serve = serveBare
@@ -24,15 +24,4 @@ func serveMain(way, path string, spins bool) error {
 	err := serve(ctx, path, s)
 	stop() // also where it failed
 	return errors.Join(err, end())
-}
-
-// startSpinner starts a spinner where one is wanted, else gives nil. end waits until it has ended with ctx.
-func startSpinner(ctx context.Context, wanted bool) (s *spin.Spinner, end func() error) {
-	if !wanted {
-		return nil, func() error { return nil }
-	}
-	s = spin.New()
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	return s, func() error { return <-done }
 }
