@@ -84,14 +84,20 @@ func TestSleeps(t *testing.T) {
 	if used := cpu(t) - before; used > 20*time.Millisecond {
 		t.Errorf("%v of processor time in 100 ms without an event", used)
 	}
-	for range 8 * memory { // forgets what it knew
-		s.Note()
-		time.Sleep(2 * maxSpin)
+	far := func(n int) {
+		for range n {
+			s.Note()
+			time.Sleep(2 * maxSpin)
+		}
+	}
+	far(8 * memory) // forgets what it knew
+	before = cpu(t)
+	far(memory)
+	// On a busy machine it sees some events late, and so close together: by those it may think that a few microseconds pay off.
+	if used := cpu(t) - before; used > memory*maxSpin/4 {
+		t.Errorf("%v of processor time for %d events, of which none came within %v", used, memory, maxSpin)
 	}
 	end()
-	if s.policy.bound != 0 {
-		t.Errorf("it spins for %v though no event came within %v", s.policy.bound, maxSpin)
-	}
 }
 
 // Claim: while it spins, what becomes ready is found, sockets and timers. (A goroutine that only yields keeps the runtime from its poller for
