@@ -205,7 +205,8 @@ func (j *journal) written(durable bool, err error) {
 	if err == nil {
 		j.advance(&j.head, j.pos, len(j.batch))
 	}
-	seq, batch := j.head.Seq, j.release()
+	seq := j.head.Seq // before release: from then on the head may be the next one's
+	batch := j.release()
 	for _, t := range batch {
 		t.seq = seq
 	}
